@@ -1,0 +1,61 @@
+# make train   set up .venv and run the main job: teach a tiny K2 by reinforcement learning
+# make test    set up .venv and run every check (lint, types, import contracts, tests)
+# make setup EXTRA=cuda   the same set-up for a machine with an NVIDIA GPU
+
+EXTRA ?= cpu
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements-$(EXTRA).lock
+STAMP := $(VENV)/installed-$(EXTRA)
+UV_VERSION := 0.13.9
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# A local wheel folder that pip is configured with is where a mirror keeps large wheels; uv does not look there by itself.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+RECIPE ?= quickstart
+
+.PHONY: setup train test lint lock clean
+
+setup: $(STAMP)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+
+# The lock is complete, so nothing is resolved: --no-deps. An install that finds no CPU build of torch is retried
+# with PyTorch's own index. The stamp is written last: an interrupted set-up starts again.
+$(STAMP): $(LOCK) pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK) \
+	  || { test "$(EXTRA)" = cpu && echo "trying again with $(TORCH_CPU_INDEX)" && \
+	       $(BIN)/uv pip install --python $(BIN)/python --no-deps --index-strategy unsafe-best-match \
+	         --extra-index-url $(TORCH_CPU_INDEX) -r $(LOCK); }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+train: setup
+	$(BIN)/temper train $(RECIPE)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Resolves the locks anew. torchvision, torchaudio and torchcodec are CUDA builds on PyPI and unused on CPU; the package
+# `kernels` would be mistaken by transformers for ours. The hash of torch is dropped: mirrors repack that wheel.
+lock: $(BIN)/uv
+	printf '%s ; python_version < "3"\n' kernels torchvision torchaudio torchcodec > $(VENV)/exclude-cpu.txt
+	printf '%s ; python_version < "3"\n' kernels > $(VENV)/exclude-cuda.txt
+	for extra in cpu cuda; do \
+	  $(BIN)/uv pip compile pyproject.toml --quiet --extra $$extra --group dev --override $(VENV)/exclude-$$extra.txt \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate --no-header \
+	    -o requirements-$$extra.lock || exit 1; \
+	done
+	$(BIN)/python -c "import pathlib, re; p = pathlib.Path('requirements-cpu.lock'); \
+	  p.write_text(re.sub(r'(torch==\S+\+cpu) \\\\\n( +--hash=\S+( \\\\)?\n)+', r'\1\n', p.read_text()))"
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,62 @@
+"""What the engine returns (`Completion`) and what the sampler makes of it (`Episode`, `Group`).
+
+L is the number of tokens in one completion, P the number in its prompt, K the size of a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from rewards.score import Score
+from rewards.task import Task, Transcript
+
+
+class StopReason(StrEnum):
+    """Why the engine stopped."""
+
+    stop = "stop"  # the policy ended its turn
+    length = "length"  # the token limit cut it
+    abort = "abort"  # the engine was told to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled continuation, token for token as the engine drew it (the end-of-turn token included).
+
+    The log-probs are those of the distribution sampled from: logits divided by `temperature`.
+    """
+
+    prompt_ids: list[int]  # [P]
+    token_ids: list[int]  # [L]
+    logprobs: list[float]  # [L] nats
+    versions: list[int]  # [L] version of the weights that each token was sampled with
+    stop_reason: StopReason
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One attempt at a task, scored."""
+
+    completion: Completion
+    transcript: Transcript
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The K attempts at one task that share a baseline."""
+
+    task: Task
+    episodes: tuple[Episode, ...]  # [K]
+
+
+class Generate(Protocol):
+    """The one thing that the sampler needs of an engine."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], *, samples: int, max_tokens: int, temperature: float
+    ) -> list[Completion]:
+        """Draw `samples` continuations of at most `max_tokens` tokens each."""
+        ...
