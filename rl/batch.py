@@ -1,0 +1,84 @@
+"""Samples -> packed tensors, cut into micro-batches that fit the learner.
+
+T is the number of packed tokens, S the number of sequences, N the number of loss tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rl.sample import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Sequences laid end to end; the totals are those of the whole optimiser step."""
+
+    ids: Int[Tensor, " T"]
+    loss_mask: Bool[Tensor, " T"]
+    behaviour_logprobs: Float[Tensor, " T"]
+    versions: Int[Tensor, " T"]
+    advantages: Float[Tensor, " S"]
+    temperatures: Float[Tensor, " S"]
+    lengths: list[int]  # [S]
+    total_sequences: int
+    total_loss_tokens: int
+
+    def sequence_of_loss_tokens(self) -> Int[Tensor, " N"]:
+        """Which sequence each loss token belongs to."""
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        return owner[self.loss_mask]
+
+
+def pack(samples: Sequence[Sample]) -> Batch:
+    """One batch of all `samples`.
+
+    Raises:
+        ValueError: no samples, or a sample whose first token is in the loss (nothing predicts it).
+    """
+    if not samples:
+        raise ValueError("cannot pack a batch of no samples")
+    if any(sample.loss_mask[0] for sample in samples):
+        raise ValueError("the first token of a sample cannot be in the loss: no token precedes it")
+    mask = [flag for s in samples for flag in s.loss_mask]
+    return Batch(
+        ids=torch.tensor([i for s in samples for i in s.ids]),
+        loss_mask=torch.tensor(mask),
+        behaviour_logprobs=torch.tensor([p for s in samples for p in s.behaviour_logprobs]),
+        versions=torch.tensor([v for s in samples for v in s.versions]),
+        advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
+        temperatures=torch.tensor([s.temperature for s in samples], dtype=torch.float32),
+        lengths=[len(s.ids) for s in samples],
+        total_sequences=len(samples),
+        total_loss_tokens=sum(mask),
+    )
+
+
+def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Batch]:
+    """Cut at sequence borders into parts of at most `max_tokens` tokens.
+
+    A longer sequence goes alone. Every part keeps the totals of the whole, so that the sum of
+    their losses is the whole's loss.
+    """
+    first, first_token = 0, 0
+    while first < len(batch.lengths):
+        last, tokens = first + 1, batch.lengths[first]
+        while last < len(batch.lengths) and tokens + batch.lengths[last] <= max_tokens:
+            tokens += batch.lengths[last]
+            last += 1
+        span = slice(first_token, first_token + tokens)
+        yield Batch(
+            ids=batch.ids[span],
+            loss_mask=batch.loss_mask[span],
+            behaviour_logprobs=batch.behaviour_logprobs[span],
+            versions=batch.versions[span],
+            advantages=batch.advantages[first:last],
+            temperatures=batch.temperatures[first:last],
+            lengths=batch.lengths[first:last],
+            total_sequences=batch.total_sequences,
+            total_loss_tokens=batch.total_loss_tokens,
+        )
+        first, first_token = last, first_token + tokens

@@ -1,0 +1,162 @@
+"""The `temper` command: one thin function per subcommand.
+
+Each imports what it runs, so that `temper --help` answers at once. Exit codes: 0 done, 1 failed,
+2 bad input.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Reinforcement-learning post-training the way Kimi K2 was post-trained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[
+    str, typer.Argument(help="A name in configs/recipe, or the path of a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as steps=20 seed=1."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train by RL, with the recipe's supervised start before it.
+
+    \b
+    temper train quickstart                    the tiny K2, minutes on two cores
+    temper train quickstart steps=20 seed=1    with other settings
+    temper train quickstart resume=true        go on after a kill or Ctrl-C
+    """
+    from rl.progress import Display
+    from rl.recipe import load_recipe, to_yaml
+
+    config = load_recipe(recipe, overrides or [])
+    if dry_run:
+        typer.echo(to_yaml(config))
+        return
+    from rl.train import train as run
+
+    with Display(_console(as_json)) as display:
+        summary = run(config, display)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary)))
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Supervised start alone: prints the checkpoint, for `policy.path=... sft=null`."""
+    from rl.progress import Display
+    from rl.recipe import load_recipe
+    from rl.train import sft as run
+
+    config = load_recipe(recipe, overrides or [])
+    if config.run_dir is None:
+        config.name += "-sft"
+    with Display(_console(as_json)) as display:
+        checkpoint = run(config, display)
+    if as_json:
+        typer.echo(json.dumps({"checkpoint": str(checkpoint)}))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A recipe, or a run folder (its last checkpoint).")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Held-out pass@1 with 95 % intervals."""
+    from rl.checkpoint import latest_checkpoint
+    from rl.progress import Display
+    from rl.recipe import from_run, load_recipe
+    from rl.run_folder import RunFolder
+    from rl.train import evaluate as run
+
+    if Path(target).is_dir():
+        folder = RunFolder(Path(target).absolute())
+        config = from_run(folder.root, overrides or [])
+        config.policy.path = str(latest_checkpoint(folder.checkpoints) / "model")
+    else:
+        config = load_recipe(target, overrides or [])
+    config.sft, config.resume = None, False
+    if not any(o.startswith("run_dir=") for o in overrides or []):
+        config.run_dir, config.name = None, config.name + "-evaluate"
+    with Display(_console(as_json)) as display:
+        rates = run(config, display)
+    if as_json:
+        typer.echo(json.dumps({name: asdict(rate) for name, rate in rates.items()}))
+    else:
+        for name, rate in rates.items():
+            typer.echo(f"{name:<20} {rate}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write reward.png and report.html of a run, finished or not."""
+    from rl.report import write_report
+    from rl.run_folder import RunFolder
+
+    folder = RunFolder(run.absolute())
+    write_report(folder)
+    typer.echo(f"report {folder.report}\nplot   {folder.plot}")
+
+
+@app.command()
+def export(
+    run: Run, out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]
+) -> None:
+    """Copy the run's last checkpoint as a Hugging Face folder that vLLM and transformers load."""
+    from rl.checkpoint import latest_checkpoint
+    from rl.errors import BadInput
+    from rl.run_folder import RunFolder
+
+    checkpoint = latest_checkpoint(RunFolder(run.absolute()).checkpoints)
+    if out.exists():
+        raise BadInput(f"{out} exists: choose a new folder")
+    shutil.copytree(checkpoint / "model", out)
+    typer.echo(f"exported {checkpoint.name} to {out}")
+
+
+def _console(as_json: bool) -> "object":
+    from rich.console import Console
+
+    return Console(stderr=as_json)
+
+
+def main() -> None:
+    """Run the command; an expected error is one message, not a traceback."""
+    from rewards.math_answer import RewardError
+    from rl.errors import BadInput, RunFailed
+
+    try:
+        app()
+    except BadInput as error:
+        _fail(error, code=2)
+    except (RunFailed, RewardError) as error:
+        _fail(error, code=1)
+    except KeyboardInterrupt:
+        _fail("stopped; the last checkpoint is whole: continue with resume=true", code=1)
+
+
+def _fail(message: object, code: int) -> None:
+    print(f"temper: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,282 @@
+"""Ray: starts or joins a cluster, places the parts, and speaks to them.
+
+Heavy libraries are imported inside the actors, in the process that needs them: the driver never
+loads vLLM, a reward worker never loads torch.
+"""
+
+import asyncio
+import itertools
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from rewards.config import RewardsConfig
+from rewards.score import Score
+from rewards.task import Task, Transcript
+from rl.config import ClusterConfig, TrainConfig
+from rl.errors import BadInput, RunFailed
+from rollout.episode import Group
+from rollout.probe import compare_probe
+
+if TYPE_CHECKING:
+    from rl.batch import Batch
+    from rl.learner import LearnerSpec, Published
+
+
+def connect(config: ClusterConfig) -> None:
+    """Join `ray_address`, or start Ray on this machine.
+
+    Raises:
+        BadInput: the address does not answer, or the dashboard's port is taken.
+    """
+    if config.ray_address is not None:
+        try:
+            ray.init(address=config.ray_address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BadInput(
+                f"cluster.ray_address={config.ray_address} does not answer: {error}"
+            ) from error
+        return
+    port = config.dashboard_port
+    if port is not None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise BadInput(f"cluster.dashboard_port={port} is in use: choose another, or null")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Two cores carry five actors here: they take turns, so Ray is told of enough to place them all.
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, config.rollout_workers + 4),
+        include_dashboard=port is not None,
+        dashboard_port=port,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        logging_level="error",
+    )
+
+
+@ray.remote
+class RewardWorker:
+    """Scores transcripts in a process of its own."""
+
+    def __init__(self, config: RewardsConfig) -> None:
+        from rewards.judge import VerifiableJudge
+
+        self._judge = VerifiableJudge(config)
+
+    def score(self, task: Task, transcripts: Sequence[Transcript]) -> list[Score]:
+        """One score for each transcript of `task`."""
+        return self._judge.score(task, transcripts)
+
+    def close(self) -> None:
+        """End the processes that this worker supervises."""
+        self._judge.close()
+
+
+class RayJudge:
+    """Spreads groups over reward workers, in turn."""
+
+    def __init__(self, workers: Sequence[ActorHandle]) -> None:
+        """Use these workers."""
+        self._next = itertools.cycle(workers)
+
+    async def score(self, task: Task, transcripts: Sequence[Transcript]) -> list[Score]:
+        """One score for each transcript of `task`."""
+        return await next(self._next).score.remote(task, transcripts)
+
+
+@ray.remote
+class RolloutWorker:
+    """Owns one vLLM engine; turns tasks into scored groups."""
+
+    async def start(
+        self, config: TrainConfig, checkpoint: Path, judges: Sequence[ActorHandle]
+    ) -> None:
+        """Start the engine on `checkpoint` and get it ready to take weights."""
+        from rollout.engine import Engine
+        from rollout.render import Renderer
+        from rollout.sampler import GroupSampler
+
+        self._engine = await Engine.start(config.engine, checkpoint)
+        self._sampler = GroupSampler(Renderer(checkpoint), self._engine, RayJudge(judges))
+
+    async def sample(self, task: Task, samples: int, temperature: float) -> Group:
+        """One group, from prompt to score."""
+        return await self._sampler.sample(task, samples=samples, temperature=temperature)
+
+    async def receive(self, update: Any, probe: list[list[int]]) -> list[list[float]]:
+        """Take the weights; return the log-probs of the probe sequences under them."""
+        await self._engine.receive(update)
+        return await self._engine.score_tokens(probe)
+
+    async def busy_seconds(self) -> float:
+        """Seconds with at least one request running."""
+        return self._engine.stats().busy_seconds
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its processes."""
+        await self._engine.shutdown()
+
+
+@ray.remote
+class LearnerWorker:
+    """Owns the learner."""
+
+    def __init__(self, spec: "LearnerSpec", probe: list[list[int]]) -> None:
+        from rl.learner import Learner
+
+        self._learner = Learner(spec, probe)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the learner by name."""
+        return getattr(self._learner, method)(*args)
+
+
+class RemoteRollouts:
+    """All rollout workers; a group goes to the worker with the fewest samples under way."""
+
+    def __init__(self, workers: Sequence[ActorHandle]) -> None:
+        """Use these workers, already started."""
+        self.workers = list(workers)
+        self._under_way = [0] * len(workers)
+
+    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+        """One group, from prompt to score."""
+        chosen = min(range(len(self.workers)), key=self._under_way.__getitem__)
+        self._under_way[chosen] += samples
+        try:
+            return await self.workers[chosen].sample.remote(task, samples, temperature)
+        finally:
+            self._under_way[chosen] -= samples
+
+    async def busy_seconds(self) -> float:
+        """Seconds with work, averaged over engines."""
+        busy = await asyncio.gather(*(w.busy_seconds.remote() for w in self.workers))
+        return sum(busy) / len(busy)
+
+
+class RemotePolicy:
+    """The learner worker and the way of its weights to every engine."""
+
+    def __init__(
+        self,
+        learner: ActorHandle,
+        rollouts: RemoteRollouts,
+        *,
+        probe: list[list[int]],
+        tolerance: float,
+    ) -> None:
+        """Publish from `learner` to `rollouts`, comparing both on `probe` [sequences][tokens]."""
+        self._learner = learner
+        self._rollouts = rollouts
+        self._probe = probe
+        self._tolerance = tolerance
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the learner."""
+        return await self._learner.call.remote(method, *args)
+
+    async def update(
+        self, minibatches: "Sequence[Batch]", ptx: "Sequence[Batch]"
+    ) -> dict[str, float]:
+        """One iteration of the optimiser."""
+        return await self.call("update", minibatches, ptx)
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """Bring the weights to every engine, then compare log-probs of the probe.
+
+        Raises:
+            StaleWeightsError: an engine's log-probs are not those of the weights sent.
+        """
+        started = time.perf_counter()
+        published: Published = await self.call("publish", version)
+        answers = await asyncio.gather(
+            *(w.receive.remote(published.update, self._probe) for w in self._rollouts.workers)
+        )
+        reports = [
+            compare_probe(
+                answer,
+                published.probe_logprobs,
+                tolerance=self._tolerance,
+                version=version,
+                engine=f"rollout worker {index}",
+            )
+            for index, answer in enumerate(answers)
+        ]
+        await self.call("release", version)
+        return {
+            "time/sync": time.perf_counter() - started,
+            "probe/abs_logprob": max(r.mean for r in reports),
+            "probe/max_abs_logprob": max(r.largest for r in reports),
+        }
+
+
+class Cluster:
+    """The parts of one run, placed."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Connect to Ray and create the reward workers."""
+        connect(config.cluster)
+        self._config = config
+        self._judges = [RewardWorker.remote(config.rewards) for _ in range(config.rewards.workers)]
+        self._learner: ActorHandle | None = None
+        self._rollouts: list[ActorHandle] = []
+
+    def place_learner(self, spec: "LearnerSpec", probe: list[list[int]]) -> ActorHandle:
+        """Create the learner's worker."""
+        threads = str(
+            max(self._config.policy.threads, self._config.sft.threads if self._config.sft else 1)
+        )
+        environment = {
+            "env_vars": {
+                "OMP_NUM_THREADS": threads,
+                "OMP_WAIT_POLICY": "passive",
+                # glibc returns every large activation to the system and faults it in again:
+                # keeping them makes a step on CPU a third faster.
+                "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+                "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+            }
+        }
+        self._learner = LearnerWorker.options(runtime_env=environment).remote(spec, probe)
+        return self._learner
+
+    async def place_rollouts(self, checkpoint: Path) -> RemoteRollouts:
+        """Create the rollout workers and wait until every engine is ready."""
+        count = self._config.cluster.rollout_workers
+        self._rollouts = [RolloutWorker.remote() for _ in range(count)]
+        await asyncio.gather(
+            *(w.start.remote(self._config, checkpoint, self._judges) for w in self._rollouts)
+        )
+        return RemoteRollouts(self._rollouts)
+
+    async def shutdown(self) -> None:
+        """Let every part put its things away, then leave Ray (and stop it, if started here)."""
+        farewells = [w.shutdown.remote() for w in self._rollouts]
+        farewells += [w.close.remote() for w in self._judges]
+        if self._learner is not None:
+            farewells.append(self._learner.call.remote("close"))
+        if farewells:
+            await asyncio.wait([asyncio.ensure_future(_quietly(f)) for f in farewells], timeout=20)
+        ray.shutdown()
+
+
+async def _quietly(farewell: Any) -> None:
+    try:
+        await farewell
+    except (RayActorError, RayTaskError):
+        return  # a part that is already dead has nothing left to put away
+
+
+def explain(error: BaseException) -> BaseException:
+    """The error that happened inside an actor, without Ray's wrapping."""
+    if isinstance(error, RayTaskError):
+        return error.cause
+    if isinstance(error, RayActorError):
+        return RunFailed(f"a part of the run died: {error}")
+    return error

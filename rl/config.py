@@ -1,0 +1,195 @@
+"""The settings of a run, composed of the packages' own. Values live in `configs/recipe/*.yaml`."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from model.config import MuonClipConfig
+from rewards.config import RewardsConfig
+from rollout.config import Dtype, EngineConfig, TasksConfig
+
+
+def _at_least(owner: object, section: str, **bounds: float) -> None:
+    """Raise ValueError naming the first field of `owner` that lies under its bound."""
+    for name, least in bounds.items():
+        value = getattr(owner, name)
+        if value < least:
+            raise ValueError(f"{section}.{name} must be at least {least}, got {value}")
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyConfig:
+    """The model that is trained."""
+
+    path: str | None = None
+    """Checkpoint folder to start from. None: the tiny K2, made by code for the recipe's tasks."""
+    dtype: Dtype = Dtype.bfloat16
+    """Precision of activations; weights and optimiser state are float32 always."""
+    threads: int = 1
+    """CPU threads of the learner while engines generate."""
+    micro_batch_tokens: int = 8192
+    """Most packed tokens in one forward and backward pass."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "policy", threads=1, micro_batch_tokens=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """How many attempts, how hot, how far ahead of the learner."""
+
+    groups_per_step: int = 16
+    samples_per_group: int = 8
+    """K of the objective (k2-spec 3.1)."""
+    max_staleness: int = 1
+    """Steps that generation may run ahead of the weights. 0: on-policy, nothing overlaps."""
+    temperature_start: float = 1.0
+    temperature_end: float = 0.7
+    """Linear from start to end over the run (K2 sec. 3.2.3)."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "rollout", groups_per_step=1, samples_per_group=2, max_staleness=0)
+        _at_least(self, "rollout", temperature_start=0.01, temperature_end=0.01)
+
+
+@dataclass(kw_only=True, slots=True)
+class ObjectiveConfig:
+    """K2's squared-residual policy objective and the auxiliary PTX loss (K2 sec. 3.2.3)."""
+
+    tau: float = 0.1
+    """Weight of the squared log-ratio."""
+    length_normalised: bool = False
+    """Divide the log-ratio by the response length. Not faithful to K2; for long outputs."""
+    ptx_weight: float = 0.05
+    ptx_sequences: int = 16
+    """Sequences of the supervised set that join each optimiser step."""
+    minibatches: int = 4
+    """Optimiser steps in one iteration, each on its own share of the groups."""
+    reset_optimizer_each_iteration: bool = True
+    """Forget momentum when an iteration starts (K1.5 sec. 2.3.2)."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "objective", tau=0, ptx_weight=0, ptx_sequences=0, minibatches=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig:
+    """The supervised start: train on worked solutions until some held-out tasks are solved."""
+
+    max_steps: int = 400
+    min_steps: int = 0
+    """No test before this step."""
+    sequences_per_step: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+    target_accuracy: float = 0.3
+    """Stop at the first test at or over this pass@1."""
+    test_every: int = 20
+    test_tasks: int = 96
+    threads: int = 2
+    """CPU threads of the learner; generation is idle meanwhile."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "sft", max_steps=1, sequences_per_step=1, test_every=1, test_tasks=1)
+        _at_least(self, "sft", threads=1, warmup_steps=1, learning_rate=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """Held-out tasks before and after."""
+
+    tasks: int = 256
+    samples: int = 2
+    temperature: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "evaluation", tasks=1, samples=1, temperature=0.01)
+
+
+@dataclass(kw_only=True, slots=True)
+class WeightsConfig:
+    """Publishing weights to the engines, and the probe that proves they arrived."""
+
+    bucket_bytes: int = 268435456
+    """Size of one transfer bucket; two exist at a time."""
+    probe_sequences: int = 4
+    probe_tolerance: float | None = None
+    """Largest mean |log-prob difference| between engine and learner. None: by engine dtype."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "weights", bucket_bytes=1 << 20, probe_sequences=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When to save, how many to keep."""
+
+    every: int = 20
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "checkpoint", every=1, keep=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where the parts run."""
+
+    ray_address: str | None = None
+    """Ray cluster to join ("auto", "ray://host:port", "host:port"). None: start Ray here."""
+    rollout_workers: int = 1
+    dashboard_port: int | None = None
+    """Serve Ray's dashboard on this port. None: no dashboard."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _at_least(self, "cluster", rollout_workers=1)
+
+
+class WandbMode(Enum):
+    """Where wandb writes."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """A recipe, whole."""
+
+    name: str = "run"
+    run_dir: str | None = None
+    """Folder of this run. None: runs/NAME."""
+    steps: int = 80
+    seed: int = 0
+    resume: bool = False
+    """Continue from the last checkpoint of the run folder."""
+    wandb: WandbMode = WandbMode.offline
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    sft: SftConfig | None = None
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: MuonClipConfig = field(default_factory=MuonClipConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Check what concerns more than one section."""
+        _at_least(self, "recipe", steps=1)
+        if self.rollout.groups_per_step % self.objective.minibatches:
+            raise ValueError(
+                f"objective.minibatches={self.objective.minibatches} must divide "
+                f"rollout.groups_per_step={self.rollout.groups_per_step}"
+            )

@@ -1,0 +1,161 @@
+"""The actor-learner loop: generate, score, advantages, pack, update, publish.
+
+While the learner trains on the groups of one step, the engines sample those of the next:
+
+    engines   | groups of step 3 ......| groups of step 4 ......|
+    learner   | update 2 ...| publish 3 | update 3 ...| publish 4|
+
+The engine and the learner are protocols: processes of a cluster, or fakes in a test.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rewards.task import Task
+from rl.batch import Batch, pack
+from rl.buffer import GroupBuffer
+from rl.config import TrainConfig
+from rl.curriculum import temperature_at
+from rl.metrics import group_metrics, staleness
+from rl.sample import Sample, samples_of
+from rollout.episode import Group
+
+
+class Rollouts(Protocol):
+    """All engines together."""
+
+    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+        """One group, from prompt to score."""
+        ...
+
+    async def busy_seconds(self) -> float:
+        """Seconds that the engines had work, averaged over engines, since they started."""
+        ...
+
+
+class Policy(Protocol):
+    """The learner and its way to the engines."""
+
+    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+        """One iteration of the optimiser; metrics by name."""
+        ...
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """Bring the weights to every engine and prove that they arrived; metrics by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one step leaves behind."""
+
+    number: int  # steps trained so far, this one included: also the version now served
+    groups: list[Group]
+    metrics: Mapping[str, float]
+
+
+class Loop:
+    """Runs steps `start` to `config.steps`, handing each to `on_step`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        rollouts: Rollouts,
+        policy: Policy,
+        task_at: Callable[[int], Task],
+        ptx_at: Callable[[int], Sequence[Batch]],
+        start: int = 0,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            config: the recipe.
+            rollouts: engines that serve version `start`.
+            policy: the learner that published it.
+            task_at: the task at a position of the training stream.
+            ptx_at: the supervised batches that join a step, one per minibatch.
+            start: steps already trained.
+        """
+        self._config = config
+        self._rollouts = rollouts
+        self._policy = policy
+        self._task_at = task_at
+        self._ptx_at = ptx_at
+        self._start = start
+        self._buffer = GroupBuffer(
+            groups_per_step=config.rollout.groups_per_step,
+            max_staleness=config.rollout.max_staleness,
+            version=start,
+        )
+
+    async def run(self, on_step: Callable[[Step], Awaitable[None]]) -> None:
+        """Train; the first error of any part stops everything and is raised as it is."""
+        try:
+            async with asyncio.TaskGroup() as parts:
+                parts.create_task(self._generate(parts))
+                parts.create_task(self._train(on_step))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+    async def _generate(self, parts: asyncio.TaskGroup) -> None:
+        size = self._config.rollout.groups_per_step
+        for position in range(self._start * size, self._config.steps * size):
+            await self._buffer.admit(position)
+            parts.create_task(self._generate_group(position))
+
+    async def _generate_group(self, position: int) -> None:
+        config = self._config.rollout
+        step = position // config.groups_per_step
+        group = await self._rollouts.sample(
+            self._task_at(position),
+            samples=config.samples_per_group,
+            temperature=temperature_at(step, self._config.steps, config),
+        )
+        await self._buffer.put(position, group)
+
+    async def _train(self, on_step: Callable[[Step], Awaitable[None]]) -> None:
+        last, busy = time.perf_counter(), await self._rollouts.busy_seconds()
+        for step in range(self._start, self._config.steps):
+            waiting = time.perf_counter()
+            groups = await self._buffer.take(step)
+            stall = time.perf_counter() - waiting
+            minibatches = self._minibatches(step, groups)
+            metrics = await self._policy.update(minibatches, self._ptx_at(step))
+            metrics |= await self._policy.publish(step + 1)
+            await self._buffer.published(step + 1)
+            now, busy_now = time.perf_counter(), await self._rollouts.busy_seconds()
+            tokens = sum(len(e.completion.token_ids) for g in groups for e in g.episodes)
+            metrics |= (
+                group_metrics(groups)
+                | staleness(minibatches, step)
+                | {
+                    "time/stall": stall,
+                    "time/step": now - last,
+                    "time/rollout": busy_now - busy,
+                    "time/engine_idle": max(now - last - (busy_now - busy), 0.0),
+                    "rollout/tokens": float(tokens),
+                    "rollout/tokens_per_s": tokens / (now - last),
+                    "rollout/temperature": groups[0].episodes[0].completion.temperature,
+                }
+            )
+            last, busy = now, busy_now
+            await on_step(Step(number=step + 1, groups=groups, metrics=metrics))
+
+    def _minibatches(self, step: int, groups: Sequence[Group]) -> list[Batch]:
+        """The step's groups in equal shares, one per optimiser step."""
+        share = len(groups) // self._config.objective.minibatches
+        return [
+            pack([s for g in groups[first : first + share] for s in self._samples(step, g)])
+            for first in range(0, len(groups), share)
+        ]
+
+    def _samples(self, step: int, group: Group) -> list[Sample]:
+        rewards = [episode.score.total for episode in group.episodes]
+        if self._config.rewards.shuffled:
+            random.Random(f"{self._config.seed}/{step}/{group.task.id}").shuffle(rewards)
+        return samples_of(group, rewards)

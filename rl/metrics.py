@@ -1,0 +1,127 @@
+"""What a run measures: one JSON object per step, the same to wandb, and the samples behind it."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import wandb
+
+from rl.batch import Batch
+from rl.config import WandbMode
+from rollout.episode import Group
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and wandb."""
+
+    def __init__(self, run_dir: Path, *, name: str, mode: WandbMode, resume_step: int) -> None:
+        """Open both; lines of steps after `resume_step` belong to a killed run and are dropped."""
+        self._path = run_dir / "metrics.jsonl"
+        self._keep_until(resume_step)
+        self._wandb = wandb.init(
+            project="temper",
+            name=name,
+            dir=run_dir,
+            mode=mode.value,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def _keep_until(self, step: int) -> None:
+        kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+        beside = self._path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        beside.replace(self._path)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of one step (1 for the first)."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._wandb.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish wandb's files."""
+        self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All whole lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, lengths and budgets of one step's groups; rewards also by family of task."""
+    episodes = [(g.task, e) for g in groups for e in g.episodes]
+    count = len(episodes)
+    by_name: dict[str, list[float]] = {}
+    for task, episode in episodes:
+        by_name.setdefault("reward/mean", []).append(episode.score.total)
+        for part, value in episode.score.parts.items():
+            by_name.setdefault(f"reward/{part}", []).append(value)
+        if task.tags:
+            by_name.setdefault(f"reward/family/{task.tags[0]}", []).append(episode.score.total)
+    metrics = {name: sum(values) / len(values) for name, values in by_name.items()}
+    mixed = [len({e.score.total for e in g.episodes}) > 1 for g in groups]
+    return metrics | {
+        "reward/mixed_groups": sum(mixed) / len(groups),
+        "budget/over": sum(e.transcript.truncated for _, e in episodes) / count,
+        "rollout/response_tokens": sum(len(e.completion.token_ids) for _, e in episodes) / count,
+    }
+
+
+def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
+    """How many versions old the trained tokens are: mean and max over the policy's tokens."""
+    lags = [lag for b in batches for lag in (version - b.versions[b.loss_mask]).tolist()]
+    return {"staleness/mean": sum(lags) / len(lags), "staleness/max": float(max(lags))}
+
+
+def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
+    """Every episode of the step with its score, one JSON object a line, in `step_NNNNN.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "task": group.task.id,
+            "prompt": group.task.messages[-1].content,
+            "reference": group.task.reference,
+            "response": episode.transcript.response,
+            "score": episode.score.total,
+            "parts": dict(episode.score.parts),
+            "why": episode.score.why,
+            "tokens": episode.transcript.response_tokens,
+            "truncated": episode.transcript.truncated,
+            "versions": sorted(set(episode.completion.versions)),
+        }
+        for group in groups
+        for episode in group.episodes
+    ]
+    path = folder / f"step_{step:05d}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run came to; `summary.json`."""
+
+    steps: int
+    wall_seconds: float
+    rollout_tokens: int
+    tokens_per_second: float
+    eval_before: dict[str, float]
+    eval_after: dict[str, float]
+    restarts: int
+    checkpoint: str
+
+    def write(self, path: Path) -> None:
+        """Write beside, then rename."""
+        beside = path.with_suffix(".partial")
+        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(beside, path)

@@ -1,0 +1,116 @@
+"""A run as a person would rather see it: `reward.png` and `report.html`."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from jinja2 import Environment
+
+from rl.errors import BadInput
+from rl.metrics import read_metrics
+from rl.run_folder import RunFolder
+
+SHOWN_SAMPLES = 24
+PANELS = (
+    ("reward/mean", "reward (mean of a step)"),
+    ("rollout/tokens_per_s", "tokens per second"),
+    ("staleness/mean", "staleness (versions)"),
+    ("mismatch/abs_logprob", "|log-prob: learner - recorded|"),
+    ("objective/entropy", "entropy (nats)"),
+    ("optim/max_logit", "largest attention logit"),
+)
+PAGE = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }} - Temper</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; width: 100% }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
+td.number { font-variant-numeric: tabular-nums }
+img { max-width: 100% } pre { white-space: pre-wrap; margin: 0; font-size: 13px }
+.good { color: #176b2c } .bad { color: #a02020 }
+details { margin: 1rem 0 }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% if summary %}
+<p>{{ summary.steps }} steps in {{ "%.0f"|format(summary.wall_seconds) }} s,
+{{ summary.rollout_tokens }} tokens generated ({{ "%.0f"|format(summary.tokens_per_second) }} a second).
+Checkpoint: <code>{{ summary.checkpoint }}</code></p>
+<h2>Held-out pass@1</h2>
+<table><tr><th>tasks</th><th>before RL</th><th>after RL</th></tr>
+{% for name, after in summary.eval_after.items() %}
+<tr><td>{{ name }}</td><td class="number">{{ "%.3f"|format(summary.eval_before[name]) }}</td>
+<td class="number">{{ "%.3f"|format(after) }}</td></tr>
+{% endfor %}</table>
+{% else %}<p>The run has not ended: {{ steps }} steps so far.</p>{% endif %}
+<img src="data:image/png;base64,{{ plot }}" alt="Reward and other metrics over steps">
+<h2>Samples</h2>
+{% for name, rows in samples %}
+<details {% if loop.last %}open{% endif %}><summary>{{ name }}</summary>
+<table><tr><th>prompt</th><th>response</th><th>score</th><th>why</th></tr>
+{% for row in rows %}
+<tr><td><pre>{{ row.prompt }}</pre></td><td><pre>{{ row.response }}</pre></td>
+<td class="{{ 'good' if row.score > 0 else 'bad' }}">{{ row.score }}</td><td>{{ row.why }}</td></tr>
+{% endfor %}</table></details>
+{% endfor %}
+<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{{ config }}</pre></details>
+</body></html>
+""")
+
+
+def write_report(folder: RunFolder) -> None:
+    """Draw `reward.png` and write `report.html` from what lies in the run folder.
+
+    Raises:
+        BadInput: the folder is no run, or holds no trained step.
+    """
+    rows = read_metrics(folder.metrics)
+    if not rows:
+        raise BadInput(
+            f"{folder.root} holds no metrics.jsonl with a trained step: nothing to report"
+        )
+    draw(rows, folder.plot)
+    summary = json.loads(folder.summary.read_text()) if folder.summary.exists() else None
+    files = sorted(folder.samples.glob("step_*.jsonl"))
+    chosen = [files[0], files[-1]] if len(files) > 1 else files
+    page = PAGE.render(
+        title=folder.root.name,
+        summary=summary,
+        steps=len(rows),
+        plot=base64.b64encode(folder.plot.read_bytes()).decode(),
+        samples=[(f.stem.replace("_", " "), _read_samples(f)) for f in chosen],
+        config=folder.config.read_text() if folder.config.exists() else "",
+    )
+    folder.report.write_text(page)
+
+
+def _read_samples(path: Path) -> list[dict[str, object]]:
+    with path.open() as file:
+        return [json.loads(line) for line, _ in zip(file, range(SHOWN_SAMPLES), strict=False)]
+
+
+def _smooth(values: Sequence[float], window: int = 5) -> list[float]:
+    """Mean over the last `window` values."""
+    starts = (max(0, end - window) for end in range(1, len(values) + 1))
+    return [sum(values[s:e]) / (e - s) for e, s in enumerate(starts, 1)]
+
+
+def draw(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Six panels over the steps, the reward first, with a running mean of five steps."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
+    for (name, label), axis in zip(PANELS, axes.flat, strict=True):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, color="#9bb8d9", linewidth=1)
+            axis.plot(steps, _smooth(values), color="#1f5fa8", linewidth=2)
+        axis.set_title(html.unescape(label), fontsize=11)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

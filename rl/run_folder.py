@@ -1,0 +1,80 @@
+"""The folder of a run: `runs/NAME/`, and what lies where in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.config import TrainConfig
+from rl.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One object per step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What was generated and how it was scored."""
+        return self.root / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`step_N` folders and `latest`."""
+        return self.root / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """The model as it was before any training (tiny, made by code)."""
+        return self.root / "start"
+
+    @property
+    def summary(self) -> Path:
+        """Totals, written at the end."""
+        return self.root / "summary.json"
+
+    @property
+    def plot(self) -> Path:
+        """Reward and accuracy over steps."""
+        return self.root / "reward.png"
+
+    @property
+    def report(self) -> Path:
+        """The run as a page."""
+        return self.root / "report.html"
+
+
+def open_run(config: TrainConfig) -> RunFolder:
+    """Make the folder, or find it when resuming. An earlier run of the same name is moved aside.
+
+    Raises:
+        BadInput: the folder cannot be made, or there is nothing to resume in it.
+    """
+    root = Path(config.run_dir or Path("runs") / config.name).absolute()
+    folder = RunFolder(root)
+    if config.resume:
+        if not folder.config.exists():
+            raise BadInput(f"nothing to resume: {root} holds no run; start it without resume=true")
+        return folder
+    try:
+        if root.exists() and any(root.iterdir()):
+            if not folder.config.exists():
+                raise BadInput(f"run_dir {root} holds other files: choose an empty or a new folder")
+            number = 1
+            while (aside := root.with_name(f"{root.name}.{number}")).exists():
+                number += 1
+            root.rename(aside)
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot use run_dir {root}: {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,224 @@
+"""A run in progress: its folder, its parts, its counters, and what can be done with them."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from model.tiny import create_tiny
+from rl.batch import Batch
+from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
+from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
+from rl.config import SftConfig, TrainConfig
+from rl.errors import BadInput
+from rl.evaluate import PassRate, evaluate
+from rl.learner import LearnerSpec
+from rl.loop import Loop, Step
+from rl.metrics import MetricsLog, Summary, write_samples
+from rl.progress import Display
+from rl.recipe import to_yaml
+from rl.run_folder import open_run
+from rl.sft import SupervisedResult, SupervisedStream, supervised_start
+from rollout.probe import default_tolerance
+from rollout.render import Renderer
+from rollout.tasks import Split, TaskStream, corpus
+
+TINY_CORPUS_TASKS = 2000  # texts that the tiny model's tokenizer is trained on
+
+
+class Training:
+    """A run in progress: its folder, its parts and its counters."""
+
+    def __init__(self, config: TrainConfig, display: Display) -> None:
+        """Open the run folder, and find or make the model to start from."""
+        self.config = config
+        self.display = display
+        self.folder = open_run(config)
+        self.tasks = TaskStream(config.tasks, Split.train)
+        self.held_out = TaskStream(config.tasks, Split.held_out)
+        self.state = RunState(
+            step=0, rollout_tokens=0, train_seconds=0.0, eval_before={}, restarts=0
+        )
+        self.resumed_from: Path | None = None
+        if config.resume:
+            self.resumed_from = latest_checkpoint(self.folder.checkpoints)
+            self.state = read_state(self.resumed_from)
+            self.start_checkpoint = self.resumed_from / "model"
+        else:
+            self.folder.config.write_text(to_yaml(config))
+            self.start_checkpoint = self._starting_model()
+        self.renderer = Renderer(self.start_checkpoint)
+        self.supervised = SupervisedStream(self.tasks, self.renderer)
+
+    def _starting_model(self) -> Path:
+        """The recipe's checkpoint, or the tiny K2 made for its tasks."""
+        if self.config.policy.path is not None:
+            path = Path(self.config.policy.path)
+            if not (path / "config.json").is_file():
+                raise BadInput(
+                    f"policy.path={path} is no checkpoint folder: config.json is missing"
+                )
+            return path
+        texts = corpus(self.config.tasks, TINY_CORPUS_TASKS)
+        create_tiny(self.folder.start, texts, seed=self.config.seed)
+        return self.folder.start
+
+    def probe(self) -> list[list[int]]:
+        """Fixed sequences on which engines and learner are compared: worked held-out tasks."""
+        sequences = []
+        for position in range(self.config.weights.probe_sequences):
+            task = self.held_out.at(position)
+            answer = task.solution or task.reference
+            prompt, response = self.renderer.training_ids(task.messages, answer)
+            sequences.append(prompt + response)
+        return sequences
+
+    async def place(self, cluster: Cluster) -> None:
+        """Create learner and engines; both load at the same time."""
+        config, probe = self.config, self.probe()
+        spec = LearnerSpec(
+            checkpoint=self.start_checkpoint,
+            optimizer=config.optimizer,
+            objective=config.objective,
+            micro_batch_tokens=config.policy.micro_batch_tokens,
+            bucket_bytes=config.weights.bucket_bytes,
+            compute_dtype=getattr(torch, config.policy.dtype.value),
+            engine_dtype=getattr(torch, config.engine.dtype.value),
+            seed=config.seed,
+        )
+        self._learner = cluster.place_learner(spec, probe)
+        self._placing = asyncio.create_task(cluster.place_rollouts(self.start_checkpoint))
+        self._probe = probe
+        if self.resumed_from is not None:
+            await self._learner.call.remote("resume", self.resumed_from)
+
+    async def engines(self) -> RemoteRollouts:
+        """The rollout workers, once they are ready."""
+        if not self._placing.done():
+            self.display.say("waiting for the engines to start")
+        self.rollouts = await self._placing
+        tolerance = self.config.weights.probe_tolerance
+        self.policy = RemotePolicy(
+            self._learner,
+            self.rollouts,
+            probe=self._probe,
+            tolerance=tolerance or default_tolerance(self.config.engine.dtype),
+        )
+        return self.rollouts
+
+    async def serve(self) -> None:
+        """Bring the learner's weights to the engines as the version that the run goes on from."""
+        await self._learner.call.remote("set_threads", self.config.policy.threads)
+        await self.policy.publish(self.state.step)
+
+    async def supervise(self, batches: list[Batch], learning_rates: list[float]) -> list[float]:
+        """Supervised optimiser steps (rl.sft.Pupil)."""
+        return await self._learner.call.remote("supervise", batches, learning_rates)
+
+    async def test(self, step: int) -> PassRate:
+        """Pass@1 on the first held-out tasks (rl.sft.Pupil), under weights of negative version."""
+        assert self.config.sft is not None
+        await self.engines()
+        await self.policy.publish(step - self.config.sft.max_steps - 1)
+        rates = await self._measure(self.config.sft.test_tasks, samples=1)
+        return rates["all"]
+
+    async def supervised_start(self, sft: SftConfig) -> None:
+        """Run the supervised start and keep its result as checkpoint step_0."""
+        self.display.say(f"supervised start: at most {sft.max_steps} steps")
+        await self._learner.call.remote("set_threads", sft.threads)
+        result = await supervised_start(sft, self.supervised, self, self._said_test)
+        self.display.say(
+            f"supervised start done after {result.steps} steps: pass@1 {result.accuracy}"
+        )
+        await self._learner.call.remote("reset_optimizer")
+
+    def _said_test(self, result: SupervisedResult) -> None:
+        self.display.say(
+            f"supervised step {result.steps}: loss {result.loss:.3f}, pass@1 {result.accuracy}"
+        )
+
+    async def _measure(self, count: int, samples: int) -> dict[str, PassRate]:
+        tasks = [self.held_out.at(position) for position in range(count)]
+        return await evaluate(
+            self.rollouts, tasks, samples=samples, temperature=self.config.evaluation.temperature
+        )
+
+    async def evaluate(self) -> dict[str, PassRate]:
+        """Pass@1 on the held-out tasks of the recipe."""
+        return await self._measure(self.config.evaluation.tasks, self.config.evaluation.samples)
+
+    def ptx_at(self, step: int) -> Sequence[Batch]:
+        """The supervised batches that join `step`, one per minibatch."""
+        count, parts = self.config.objective.ptx_sequences, self.config.objective.minibatches
+        if count == 0 or self.config.objective.ptx_weight == 0:
+            return []
+        first = step * count * parts
+        return [self.supervised.batch(first + i * count, count) for i in range(parts)]
+
+    async def save(self, state: RunState) -> Path:
+        """Write a whole checkpoint of the run."""
+
+        async def write(folder: Path) -> None:
+            await self._learner.call.remote("save", folder)
+
+        return await save_checkpoint(
+            self.folder.checkpoints, state, write, keep=self.config.checkpoint.keep
+        )
+
+    async def reinforce(self, before: Mapping[str, PassRate]) -> Summary:
+        """The RL steps, the evaluation after them, and the summary."""
+        config = self.config
+        started, earlier = time.perf_counter(), self.state
+        log = MetricsLog(
+            self.folder.root, name=config.name, mode=config.wandb, resume_step=earlier.step
+        )
+        checkpoint = self.folder.checkpoints / f"step_{earlier.step}"
+
+        async def on_step(step: Step) -> None:
+            nonlocal checkpoint
+            log.write(step.number, step.metrics)
+            write_samples(self.folder.samples, step.number, step.groups)
+            self.display.step(step.number, config.steps, step.metrics)
+            self.state = RunState(
+                step=step.number,
+                rollout_tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
+                train_seconds=earlier.train_seconds + time.perf_counter() - started,
+                eval_before={n: [r.value, r.low, r.high, r.tasks] for n, r in before.items()},
+                restarts=earlier.restarts,
+            )
+            if step.number % config.checkpoint.every == 0 or step.number == config.steps:
+                checkpoint = await self.save(self.state)
+
+        loop = Loop(
+            config,
+            rollouts=self.rollouts,
+            policy=self.policy,
+            task_at=self.tasks.at,
+            ptx_at=self.ptx_at,
+            start=earlier.step,
+        )
+        try:
+            await loop.run(on_step)
+        finally:
+            log.close()
+        after = await self.evaluate()
+        self.display.table(before, after)
+        return self._summary(before, after, checkpoint)
+
+    def _summary(
+        self, before: Mapping[str, PassRate], after: Mapping[str, PassRate], checkpoint: Path
+    ) -> Summary:
+        state = self.state
+        return Summary(
+            steps=state.step,
+            wall_seconds=state.train_seconds,
+            rollout_tokens=state.rollout_tokens,
+            tokens_per_second=state.rollout_tokens / max(state.train_seconds, 1e-9),
+            eval_before={name: rate.value for name, rate in before.items()},
+            eval_after={name: rate.value for name, rate in after.items()},
+            restarts=state.restarts,
+            checkpoint=str(checkpoint),
+        )

@@ -1,0 +1,299 @@
+"""A vLLM engine: tokens in, tokens with log-probs and weight versions out; new weights in place.
+
+The front half of vLLM runs in the process that owns the `Engine`, its core in one child process.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams, TokensPrompt
+from vllm.config import AttentionConfig, VllmConfig, WeightTransferConfig
+from vllm.distributed.weight_transfer import base as transfer
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.engine import core_client
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from rollout.config import Dtype, EngineConfig
+from rollout.episode import Completion, StopReason
+from rollout.errors import EngineError, WeightUpdateError
+from rollout.receive_weights import BACKEND, REFUSED, Update
+
+CORE_EXIT_S = 15.0  # then it is killed
+
+# Nothing truncates the distribution: top_p 1 and top_k off are vLLM's own defaults.
+COMMON_SAMPLING: dict[str, Any] = {
+    "detokenize": False,
+    "flat_logprobs": True,  # plain lists; one object per token is slow
+    "output_kind": RequestOutputKind.FINAL_ONLY,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What an engine has done since it started."""
+
+    generated_tokens: int
+    busy_seconds: float  # with at least one request in the engine
+    wall_seconds: float
+
+
+class Engine:
+    """One policy, served. Every method is for the event loop that called `start`."""
+
+    def __init__(self, llm: AsyncLLM, version: int) -> None:
+        """Wrap a started vLLM; use `start`."""
+        self._llm = llm
+        self.version = version  # of the weights that the next token is sampled with
+        self._stop_ids = stop_token_ids(llm.vllm_config)
+        self._max_len: int = llm.model_config.max_model_len
+        self._numbers = itertools.count()
+        self._failure: str | None = None
+        self._update_lock = asyncio.Lock()
+        self._generated = 0
+        self._running = 0
+        self._busy_s = 0.0
+        self._busy_since = 0.0
+        self._started_at = time.monotonic()
+
+    @classmethod
+    async def start(
+        cls, config: EngineConfig, checkpoint: str | Path, *, version: int = 0
+    ) -> "Engine":
+        """Load a Hugging Face checkpoint folder, whose weights are called `version`, and warm up.
+
+        Raises EngineError if vLLM does not come up within `config.start_timeout_s`.
+        """
+        deadline = time.monotonic() + config.start_timeout_s
+        core_client.VLLM_ENGINE_READY_TIMEOUT_S = int(config.start_timeout_s)
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        with core_environment(config):
+            try:
+                llm = AsyncLLM.from_engine_args(engine_args(config, checkpoint))
+            except Exception as error:
+                raise EngineError(f"vLLM did not start on {checkpoint}: {error}") from error
+        engine = cls(llm, version)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await llm.update_weight_version(str(version))
+                await llm.init_weight_transfer_engine(transfer.WeightTransferInitRequest())
+                await engine.generate([0], samples=1, max_tokens=2, temperature=1.0)
+        except BaseException:
+            await engine.shutdown()
+            raise
+        engine._generated = 0
+        return engine
+
+    async def generate(
+        self, prompt_ids: Sequence[int], *, samples: int, max_tokens: int, temperature: float
+    ) -> list[Completion]:
+        """Draw `samples` continuations; see `rollout.episode.Generate`.
+
+        At temperature 0 the choice is greedy and the log-probs are those of temperature 1; vLLM
+        takes temperatures up to 2. Raises ValueError if prompt and completion do not fit or the
+        temperature is out of range, EngineError if the engine is dead.
+        """
+        prompt = list(prompt_ids)
+        if len(prompt) + max_tokens > self._max_len:
+            raise ValueError(
+                f"prompt of {len(prompt)} and {max_tokens} new tokens exceed "
+                f"engine.max_model_len={self._max_len}"
+            )
+        params = SamplingParams(
+            n=samples,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            logprobs=0,
+            stop_token_ids=self._stop_ids,
+            **COMMON_SAMPLING,
+        )
+        output = await self._run(prompt, params)
+        completions = [completion(prompt, drawn, temperature) for drawn in output.outputs]
+        self._generated += sum(len(each.token_ids) for each in completions)
+        return completions
+
+    async def score_tokens(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs (nats, temperature 1) of each sequence's tokens after its first: [L - 1] each.
+
+        A sequence must be shorter than `max_model_len` by one token.
+        """
+        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, **COMMON_SAMPLING)
+        outputs = await asyncio.gather(*(self._run(list(ids), params) for ids in sequences))
+        return [flat(output.prompt_logprobs) for output in outputs]
+
+    async def receive(self, update: Update) -> None:
+        """Take new weights while requests are in flight, which go on with rebuilt caches.
+
+        Raises WeightUpdateError if the files are not what the sender announced (the old weights
+        stay), EngineError if loading failed half-way (the engine then serves nothing any more).
+        """
+        info = {"version": update.version, "files": update.files, "digest": update.digest}
+        async with self._update_lock:
+            self._check_alive()
+            with self._dead_engine_as_error():
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                await self._load(info)
+                self.version = update.version
+            finally:
+                if self._failure is None:
+                    with self._dead_engine_as_error():
+                        await self._llm.resume_generation()
+
+    async def _load(self, info: dict[str, Any]) -> None:
+        try:
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(transfer.WeightTransferUpdateRequest(update_info=info))
+            await self._llm.finish_weight_update(weight_version=str(info["version"]))
+        except BaseException as error:  # a cancelled update is a half-way one, too
+            _, refused, reason = str(error).partition(REFUSED)
+            if refused:
+                raise WeightUpdateError(reason.strip()) from error
+            self._failure = f"weights of version {info['version']} were loaded half-way: {error}"
+            await self.shutdown()
+            raise EngineError(self._failure) from error
+
+    def stats(self) -> EngineStats:
+        """Counters since the start, without a trip to the engine's core."""
+        now = time.monotonic()
+        return EngineStats(
+            generated_tokens=self._generated,
+            busy_seconds=self._busy_s + (now - self._busy_since if self._running else 0.0),
+            wall_seconds=now - self._started_at,
+        )
+
+    async def shutdown(self) -> None:
+        """End the core process. Requests in flight fail with EngineError. May be called twice."""
+        self._failure = self._failure or "the engine was shut down"
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # else it reports the end of the core as a crash
+        self._llm.output_processor.propagate_error(EngineDeadError())
+        await asyncio.to_thread(self._llm.shutdown, CORE_EXIT_S)
+
+    async def _run(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
+        """Run one request to its end."""
+        self._check_alive()
+        tokens = TokensPrompt(prompt_token_ids=prompt)
+        outputs = self._llm.generate(tokens, params, request_id=str(next(self._numbers)))
+        with self._busy(), self._dead_engine_as_error():
+            (output,) = [output async for output in outputs]  # only the final one is asked for
+        return output
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineError(self._failure)
+
+    @contextlib.contextmanager
+    def _dead_engine_as_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (EngineDeadError, EngineGenerateError) as error:
+            if self._llm.errored:
+                self._failure = self._failure or "the engine's core process died"
+            raise EngineError(self._failure or f"the engine failed: {error.__cause__}") from error
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        if self._running == 0:
+            self._busy_since = time.monotonic()
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._busy_s += time.monotonic() - self._busy_since
+
+
+def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs:
+    """All of vLLM's settings: those that a recipe chooses, and those that it does not."""
+    # vLLM chooses AMX attention by the processor alone, but it takes bfloat16 only.
+    plain = current_platform.is_cpu() and config.dtype is Dtype.float32
+    return AsyncEngineArgs(
+        model=str(checkpoint),
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        dtype=config.dtype.value,
+        seed=config.seed,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_bytes=config.kv_cache_bytes,
+        tensor_parallel_size=config.tensor_parallel_size,
+        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+        enforce_eager=config.eager,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        logprobs_mode="processed_logprobs",
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        attention_config=AttentionConfig(backend=AttentionBackendEnum.CPU_MLA if plain else None),
+    )
+
+
+@contextlib.contextmanager
+def core_environment(config: EngineConfig) -> Iterator[None]:
+    """Environment that vLLM's core process inherits; ours is put back afterwards."""
+    before = dict(os.environ)
+    os.environ.update(
+        # One process for scheduler and model: on CPU vLLM otherwise adds a worker process.
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        OMP_NUM_THREADS=str(config.threads),
+        OMP_WAIT_POLICY="passive",  # spinning threads starve the learner beside the engine
+        VLLM_LOGGING_LEVEL="ERROR",
+        VLLM_NO_USAGE_STATS="1",
+        TORCH_CPP_LOG_LEVEL="ERROR",
+        PYTHONWARNINGS="ignore",
+    )
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def stop_token_ids(config: VllmConfig) -> list[int]:
+    """The checkpoint's end-of-turn tokens: its generation config's, else its config's.
+
+    Raises ValueError if the checkpoint names none.
+    """
+    model = config.model_config
+    eos = model.try_get_generation_config().get("eos_token_id", model.hf_config.eos_token_id)
+    if eos is None:
+        raise ValueError(f"{model.model}: no eos_token_id in config.json or generation_config.json")
+    return [eos] if isinstance(eos, int) else list(eos)
+
+
+def flat(logprobs: Any) -> list[float]:
+    """The numbers of a vLLM log-prob record; a prompt's first token has none."""
+    return logprobs.logprobs
+
+
+def completion(prompt: list[int], drawn: CompletionOutput, temperature: float) -> Completion:
+    """Our record of one vLLM output."""
+    token_ids = list(drawn.token_ids)
+    versions: list[int] = []
+    for span in drawn.weight_versions or ():
+        assert span.start == len(versions)
+        versions += [int(span.version)] * (span.end - span.start)
+    logprobs = flat(drawn.logprobs)
+    assert len(token_ids) == len(logprobs) == len(versions)
+    return Completion(
+        prompt_ids=prompt,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        versions=versions,
+        stop_reason=StopReason(str(drawn.finish_reason)),
+        temperature=temperature,
+    )

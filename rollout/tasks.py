@@ -1,0 +1,159 @@
+"""The stream of tasks: a mixture of families, the same at every position on every machine.
+
+Nothing but the position is state, so a run resumes anywhere. What is held out is decided by a hash
+of the question: none is both trained on and tested, whatever family or position it comes from.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+from rewards.task import Task, TaskKind
+from rollout.config import FamilyConfig, TasksConfig
+from rollout.sources import DataError, Problem, ProblemSource, open_source, shuffled, uniform
+from rollout.worked import boxed
+
+CYCLE = 1000  # positions after which the pattern of families repeats
+STRIDE = 4096  # generator items that belong to one training position: most tries for one
+
+
+class Split(StrEnum):
+    """What a task may be used for."""
+
+    train = "train"
+    held_out = "held_out"
+
+
+class TaskStream:
+    """Tasks by position, mixed by weight. The held-out split never repeats a question."""
+
+    def __init__(self, config: TasksConfig, split: Split) -> None:
+        """Open every family. Raises `DataError` for a family that cannot be read or generated."""
+        if not config.families:
+            raise DataError("tasks.families is empty: name at least one family")
+        empty = 100 if split is Split.train else 0
+        if config.held_out_percent == empty:
+            raise DataError(f"tasks.held_out_percent={empty} leaves nothing for split {split}")
+        self._config, self._split = config, split
+        self._families = [Family(family, config, split) for family in config.families]
+        self._cycle = _cycle([family.weight for family in config.families])
+        self._counts = [self._cycle.count(place) for place in range(len(self._families))]
+        seen = [0] * len(self._families)
+        self._ranks = []  # how often a position's family came earlier in the cycle
+        for place in self._cycle:
+            self._ranks.append(seen[place])
+            seen[place] += 1
+        self._held_out: list[tuple[Family, Problem]] = []
+        self._questions: set[str] = set()
+
+    def at(self, position: int) -> Task:
+        """The task at `position` (from 0).
+
+        A training task costs the same at every position. Held-out ones are distinct, so a position
+        is found by walking there from the start, once; `DataError` if a family has no more of them.
+        """
+        family, problem = self.problem(position)
+        config = family.config
+        task_id = f"{config.name}/{self._split}/{position}"
+        solution = problem.worked
+        if family.procedural:
+            worked = uniform(self._config.seed, "worked", task_id) < config.worked_share
+            solution = solution if solution and worked else boxed(problem.reference)
+        return Task(
+            id=task_id,
+            kind=TaskKind.math,
+            messages=problem.messages,
+            reference=problem.reference,
+            token_budget=config.token_budget,
+            solution=solution,
+            tags=(config.name, *problem.tags),
+        )
+
+    def problem(self, position: int) -> tuple["Family", Problem]:
+        """The problem behind the task at `position`, with the family it comes from."""
+        if position < 0:
+            raise DataError(f"a position is 0 or more, got {position}")
+        return self._train(position) if self._split is Split.train else self._test(position)
+
+    def _train(self, position: int) -> tuple["Family", Problem]:
+        turn, step = divmod(position, CYCLE)
+        place = self._cycle[step]
+        family = self._families[place]
+        return family, family.train(turn * self._counts[place] + self._ranks[step])
+
+    def _test(self, position: int) -> tuple["Family", Problem]:
+        while len(self._held_out) <= position:
+            family = self._families[self._cycle[len(self._held_out) % CYCLE]]
+            self._held_out.append((family, family.next_held_out(self._questions)))
+        return self._held_out[position]
+
+
+def corpus(config: TasksConfig, size: int) -> Iterator[str]:
+    """Texts of the first `size` training tasks, question and worked solution, for a tokenizer."""
+    stream = TaskStream(config, Split.train)
+    for position in range(size):
+        _, problem = stream.problem(position)
+        yield "\n".join(message.content for message in problem.messages)
+        yield problem.worked or boxed(problem.reference)
+
+
+class Family:
+    """One family's share of a split."""
+
+    def __init__(self, config: FamilyConfig, tasks: TasksConfig, split: Split) -> None:
+        self.config = config
+        self._tasks = tasks
+        self._source: ProblemSource = open_source(config, tasks.seed)
+        self.procedural = self._source.size is None
+        self._next = 0  # held out: the first index not looked at yet
+        self._rows: list[int] = []
+        self._order: tuple[int, list[int]] = (-1, [])
+        if self._source.size is not None and split is Split.train:
+            rows = range(self._source.size)
+            self._rows = [row for row in rows if not self._tests(self._source.problem(row))]
+            if not self._rows:
+                raise DataError(f"families[{config.name}]: every row of {config.path} is held out")
+
+    def train(self, ordinal: int) -> Problem:
+        """Training problem number `ordinal`: rows in a new order every epoch, or generated."""
+        if not self.procedural:
+            epoch, step = divmod(ordinal, len(self._rows))
+            if self._order[0] != epoch:
+                self._order = epoch, shuffled(self._tasks.seed, epoch, len(self._rows))
+            return self._source.problem(self._rows[self._order[1][step]])
+        for index in range(ordinal * STRIDE, (ordinal + 1) * STRIDE):
+            problem = self._source.problem(index)
+            if not self._tests(problem):
+                return problem
+        raise DataError(f"families[{self.config.name}]: (almost) every question is held out")
+
+    def next_held_out(self, seen: set[str]) -> Problem:
+        """The next problem that is held out and whose question is not in `seen`; adds it there."""
+        size = self._source.size
+        stop = self._next + STRIDE if size is None else size
+        for index in range(self._next, stop):
+            problem = self._source.problem(index)
+            if self._tests(problem) and problem.question not in seen:
+                self._next = index + 1
+                seen.add(problem.question)
+                return problem
+        raise DataError(
+            f"families[{self.config.name}] has no more distinct held-out questions ({len(seen)} in "
+            "all families): ask for fewer, raise tasks.held_out_percent, or widen its options"
+        )
+
+    def _tests(self, problem: Problem) -> bool:
+        share = uniform(self._tasks.seed, "held out", problem.question)
+        return share * 100 < self._tasks.held_out_percent
+
+
+def _cycle(weights: list[float]) -> list[int]:
+    """CYCLE places of families in proportion to their weights, as evenly spread as can be."""
+    credit = [0.0] * len(weights)
+    total = sum(weights)
+    places = []
+    for _ in range(CYCLE):
+        credit = [have + weight for have, weight in zip(credit, weights, strict=True)]
+        place = credit.index(max(credit))
+        credit[place] -= total
+        places.append(place)
+    return places

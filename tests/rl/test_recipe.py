@@ -1,0 +1,61 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from rl.config import RolloutConfig
+from rl.curriculum import temperature_at
+from rl.errors import BadInput
+from rl.recipe import RECIPES, from_run, load_recipe, to_yaml
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    assert load_recipe(path.stem, []).name == path.stem
+    assert load_recipe(str(path), []) == load_recipe(path.stem, [])
+
+
+def test_overrides_and_yaml_round_trip(tmp_path: Path) -> None:
+    config = load_recipe("quickstart", ["steps=7", "rollout.samples_per_group=4", "sft=null"])
+    assert (config.steps, config.rollout.samples_per_group, config.sft) == (7, 4, None)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_run(tmp_path, []) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", "unknown key 'stepz'; did you mean 'steps'"),
+        ("rollout.samples_pr_group=3", "did you mean 'rollout.samples_per_group'"),
+        ("learning_rat=1", "'sft.learning_rate' or 'optimizer.learning_rate'"),
+        ("steps", "is not key=value"),
+        ("steps=many", "many"),
+        ("steps=0", "recipe.steps must be at least 1"),
+        ("objective.minibatches=5", "must divide"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message.replace("(", r"\(")):
+        load_recipe("quickstart", [override])
+
+
+def test_unknown_recipe_and_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="did you mean 'quickstart'"):
+        load_recipe("quikstart", [])
+    with pytest.raises(BadInput, match="no recipe file"):
+        load_recipe(str(tmp_path / "none.yaml"), [])
+
+
+def test_unknown_key_in_a_recipe_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("defaults: [schema, _self_]\nrollout: {groups: 3}\n")
+    with pytest.raises(BadInput, match="groups"):
+        load_recipe(str(path), [])
+
+
+def test_temperature_is_linear() -> None:
+    config = RolloutConfig(temperature_start=1.0, temperature_end=0.7)
+    assert temperature_at(0, 4, config) == 1.0
+    assert math.isclose(temperature_at(3, 4, config), 0.7)
+    assert math.isclose(temperature_at(1, 4, config), 0.9)
+    assert temperature_at(0, 1, config) == 1.0

@@ -1,0 +1,145 @@
+"""A real engine on a tiny K2: its log-probs are the learner's and transformers'."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+from rollout.config import Dtype, EngineConfig
+from rollout.engine import Engine
+from rollout.episode import Completion, StopReason
+from rollout.errors import EngineError
+
+# Mean and largest |difference| in nats between engine and fp32 reference. In bfloat16 a token near
+# a tie between two experts may be routed otherwise: rare, but then far off.
+TOLERANCE = {Dtype.float32: (1e-4, 2e-3), Dtype.bfloat16: (2e-2, 1.5)}
+
+
+@pytest.fixture(scope="module", params=[Dtype.float32, Dtype.bfloat16], ids=lambda d: d.value)
+def dtype(request: pytest.FixtureRequest) -> Dtype:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(dtype: Dtype, checkpoints, runner: asyncio.Runner) -> Iterator[Engine]:
+    config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=32, kv_cache_bytes=1 << 26)
+    engine = runner.run(Engine.start(config, checkpoints[0], version=7))
+    yield engine
+    runner.run(engine.shutdown())
+
+
+def agree(one: list[list[float]], other: list[list[float]], dtype: Dtype) -> None:
+    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
+    difference = torch.tensor([abs(a - b) for a, b in pairs])
+    mean, largest = TOLERANCE[dtype]
+    assert difference.mean() < mean
+    assert difference.max() < largest
+
+
+def scored(completions: list[Completion]) -> list[list[int]]:
+    return [each.prompt_ids + each.token_ids for each in completions]
+
+
+def tails(logprobs: list[list[float]], completions: list[Completion]) -> list[list[float]]:
+    return [row[len(c.prompt_ids) - 1 :] for row, c in zip(logprobs, completions, strict=True)]
+
+
+def transformers_logprobs(folder: Path, sequences: list[list[int]]) -> list[list[float]]:
+    settings = json.loads((folder / "config.json").read_text())
+    settings.pop("model_type")
+    model = DeepseekV3ForCausalLM.from_pretrained(
+        folder, config=DeepseekV3Config(**settings), dtype=torch.float32
+    )
+    rows = []
+    for sequence in sequences:
+        ids = torch.tensor([sequence])
+        with torch.no_grad():
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+        rows.append(logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist())
+    return rows
+
+
+def test_scores_are_the_learners(engine, dtype, runner, checkpoints, sequences, reference):
+    expected = reference(checkpoints[0], sequences, getattr(torch, dtype.value), 1.0)
+    together = runner.run(engine.score_tokens(sequences))
+    assert [len(row) for row in together] == [len(sequence) - 1 for sequence in sequences]
+    agree(together, expected, dtype)
+    alone = [runner.run(engine.score_tokens([sequence]))[0] for sequence in sequences]
+    agree(alone, expected, dtype)
+
+
+def test_scores_are_those_of_transformers(engine, dtype, runner, checkpoints, sequences):
+    expected = transformers_logprobs(checkpoints[0], sequences)
+    agree(runner.run(engine.score_tokens(sequences)), expected, dtype)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_generated_logprobs_are_tempered(
+    engine, dtype, runner, checkpoints, sequences, reference, temperature
+):
+    async def generate() -> list[Completion]:
+        requests = [
+            engine.generate(prompt, samples=4, max_tokens=40, temperature=temperature)
+            for prompt in sequences
+        ]
+        return [each for group in await asyncio.gather(*requests) for each in group]
+
+    drawn = runner.run(generate())
+    expected = reference(checkpoints[0], scored(drawn), getattr(torch, dtype.value), temperature)
+    agree([c.logprobs for c in drawn], tails(expected, drawn), dtype)
+    assert [c.prompt_ids for c in drawn[::4]] == sequences
+    assert len({tuple(c.token_ids) for c in drawn}) == len(drawn)
+    for each in drawn:
+        assert each.temperature == temperature
+        assert each.versions == [7] * len(each.token_ids)
+
+
+def test_end_of_turn_is_part_of_the_completion(engine, dtype, runner, checkpoints):
+    eos = json.loads((checkpoints[0] / "config.json").read_text())["eos_token_id"]
+    drawn = runner.run(engine.generate([1, 2], samples=64, max_tokens=200, temperature=2.0))
+    stopped = [c for c in drawn if c.stop_reason is StopReason.stop]
+    assert stopped
+    for each in drawn:
+        ended = each.token_ids[-1] == eos
+        assert eos not in each.token_ids[:-1]
+        assert ended == (each.stop_reason is StopReason.stop)
+        assert ended or len(each.token_ids) == 200
+
+
+def test_too_long_a_request_is_refused(engine, runner):
+    with pytest.raises(ValueError, match="max_model_len=256"):
+        runner.run(engine.generate([1] * 250, samples=1, max_tokens=7, temperature=1.0))
+
+
+def test_stats_count_tokens_and_time(engine, runner):
+    before = engine.stats()
+    drawn = runner.run(engine.generate([5], samples=2, max_tokens=8, temperature=1.0))
+    after = engine.stats()
+    tokens = sum(len(c.token_ids) for c in drawn)
+    assert after.generated_tokens - before.generated_tokens == tokens
+    assert 0 < after.busy_seconds - before.busy_seconds <= after.wall_seconds - before.wall_seconds
+    assert engine.version == 7
+
+
+def test_a_dead_core_is_an_engine_error(engine, runner):
+    """Last: it kills the module's engine."""
+    core = next(c for c in psutil.Process().children() if "EngineCore" in c.name())
+
+    async def generate() -> None:
+        request = engine.generate([1, 2], samples=8, max_tokens=200, temperature=1.0)
+        running = asyncio.create_task(request)
+        await asyncio.sleep(0.2)
+        os.kill(core.pid, signal.SIGKILL)
+        await running
+
+    with pytest.raises(EngineError, match="died"):
+        runner.run(generate())
+    with pytest.raises(EngineError, match="died"):
+        runner.run(engine.generate([1], samples=1, max_tokens=1, temperature=1.0))

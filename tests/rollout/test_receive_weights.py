@@ -1,0 +1,278 @@
+"""Published weights arrive in a running engine, or are refused and leave it alone."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from vllm.model_executor.layers.attention.mla_attention import MLAAttention
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+    record_metadata_for_reloading,
+)
+
+from model.load import export_tensors, load_k2
+from model.send_weights import WeightSender, WeightUpdate
+from rollout.config import Dtype, EngineConfig
+from rollout.engine import Engine
+from rollout.episode import Completion
+from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
+from rollout.probe import compare_probe, default_tolerance
+from rollout.receive_weights import CpuReload, ReceiverUpdate, Refused, verified_tensors
+
+# float32 runs on vLLM's plain CPU kernels everywhere; bfloat16 on AMX where there is AMX.
+BACKENDS = [Dtype.float32] + [Dtype.bfloat16] * torch.cpu._is_amx_tile_supported()
+CONFIG = {"max_model_len": 256, "max_num_seqs": 32, "kv_cache_bytes": 1 << 26}
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda dtype: dtype.value)
+def dtype(request: pytest.FixtureRequest) -> Dtype:
+    return request.param
+
+
+OWNER = """
+import asyncio, json, sys
+from rollout.config import Dtype, EngineConfig
+from rollout.engine import Engine
+
+async def main(folder, dtype, config, sequences):
+    engine = await Engine.start(EngineConfig(dtype=Dtype(dtype), **config), folder)
+    print("scores", json.dumps(await engine.score_tokens(sequences)), flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main(*json.loads(sys.argv[1])))
+"""
+
+
+@dataclass
+class Fresh:
+    """What an engine that was started from the new checkpoint, then killed, leaves."""
+
+    scores: list[list[float]]
+    left_alive: list[psutil.Process]
+
+
+@pytest.fixture(scope="module")
+def fresh(dtype, checkpoints, sequences, tmp_path_factory) -> Fresh:
+    script = tmp_path_factory.mktemp("owner") / "owner.py"
+    script.write_text(OWNER)
+    arguments = json.dumps([str(checkpoints[1]), dtype.value, CONFIG, sequences])
+    command = [sys.executable, str(script), arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        lines = (line for line in owner.stdout if line.startswith("scores "))
+        scores = json.loads(next(lines).removeprefix("scores "))
+        children = psutil.Process(owner.pid).children(recursive=True)
+        assert any("EngineCore" in child.name() for child in children)
+        owner.kill()
+    return Fresh(scores, psutil.wait_procs(children, timeout=20)[1])
+
+
+@pytest.fixture(scope="module")
+def engine(fresh, dtype, checkpoints, runner) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Lets a test break the receiver inside the core process.
+        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+        engine = runner.run(Engine.start(EngineConfig(dtype=dtype, **CONFIG), checkpoints[0]))
+        yield engine
+        runner.run(engine.shutdown())
+
+
+@pytest.fixture
+def sender(tmp_path: Path) -> Iterator[WeightSender]:
+    sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path)
+    yield sender
+    sender.close()
+
+
+def publish(sender: WeightSender, folder: Path, dtype: Dtype, version: int) -> WeightUpdate:
+    return sender.publish(export_tensors(load_k2(folder), getattr(torch, dtype.value)), version)
+
+
+def announced(update: WeightUpdate) -> ReceiverUpdate:
+    return ReceiverUpdate(version=update.version, files=update.files, digest=update.digest)
+
+
+def flip_byte(file: str, at: int) -> None:
+    content = bytearray(Path(file).read_bytes())
+    content[at] ^= 0x40
+    Path(file).write_bytes(content)
+
+
+def largest(one: list[list[float]], other: list[list[float]]) -> float:
+    return compare_probe(one, other, tolerance=99, version=0, engine="").largest
+
+
+def test_the_core_ends_when_its_owner_is_killed(fresh):
+    assert not fresh.left_alive
+
+
+def test_update_equals_a_fresh_start(engine, fresh, dtype, checkpoints, sequences, sender, runner):
+    old = runner.run(engine.score_tokens(sequences))
+    assert largest(old, fresh.scores) > 1
+    runner.run(engine.receive(publish(sender, checkpoints[1], dtype, 1)))
+    assert largest(runner.run(engine.score_tokens(sequences)), fresh.scores) < 1e-5
+    runner.run(engine.receive(publish(sender, checkpoints[0], dtype, 2)))
+    assert largest(runner.run(engine.score_tokens(sequences)), old) < 1e-5
+    assert engine.version == 2
+
+
+def test_raw_expert_layout_is_caught_by_the_probe(
+    engine, dtype, checkpoints, sequences, reference, sender, runner
+):
+    def skip_packing(worker: object) -> None:
+        CpuReload.pack_experts, CpuReload.packing = lambda self: None, CpuReload.pack_experts
+
+    def pack_again(worker: object) -> None:
+        CpuReload.pack_experts = CpuReload.packing
+
+    async def update(version: int) -> list[list[float]]:
+        await engine.receive(publish(sender, checkpoints[1], dtype, version))
+        return await engine.score_tokens(sequences)
+
+    expected = reference(checkpoints[1], sequences, getattr(torch, dtype.value), 1.0)
+    settings = {"tolerance": default_tolerance(dtype), "engine": "engine 0"}
+    runner.run(engine._llm.collective_rpc(skip_packing))
+    with pytest.raises(StaleWeightsError, match="engine 0 does not compute with version 3"):
+        compare_probe(runner.run(update(3)), expected, version=3, **settings)
+    runner.run(engine._llm.collective_rpc(pack_again))
+    compare_probe(runner.run(update(4)), expected, version=4, **settings)
+
+
+def test_corrupt_update_leaves_the_engine_alone(
+    engine, dtype, checkpoints, sequences, sender, runner
+):
+    before = runner.run(engine.score_tokens(sequences))
+    version = engine.version
+    update = publish(sender, checkpoints[0], dtype, 8)
+    flip_byte(update.files[1], -1)
+    with pytest.raises(WeightUpdateError, match=r"00001\.safetensors: the content of model\."):
+        runner.run(engine.receive(update))
+    assert engine.version == version
+    assert runner.run(engine.score_tokens(sequences)) == before
+    drawn = runner.run(engine.generate([3], samples=1, max_tokens=4, temperature=1.0))
+    assert drawn[0].versions == [version] * len(drawn[0].token_ids)
+
+
+def test_update_in_flight(engine, dtype, checkpoints, reference, sender, runner):
+    runner.run(engine.receive(publish(sender, checkpoints[0], dtype, 10)))
+    update = publish(sender, checkpoints[1], dtype, 11)
+
+    async def generate() -> list[Completion]:
+        requests = engine.generate([9, 8, 7], samples=16, max_tokens=200, temperature=1.0)
+        running = asyncio.create_task(requests)
+        await asyncio.sleep(0.5)
+        await engine.receive(update)
+        return await running
+
+    across = [c for c in runner.run(generate()) if len(set(c.versions)) == 2]
+    assert across
+    full = [c.prompt_ids + c.token_ids for c in across]
+    new = runner.run(engine.score_tokens(full))
+    old = reference(checkpoints[0], full, getattr(torch, dtype.value), 1.0)
+    mean = default_tolerance(dtype)
+    for each, by_new, by_old in zip(across, new, old, strict=True):
+        switch = each.versions.index(11)
+        assert each.versions == [10] * switch + [11] * (len(each.token_ids) - switch)
+        first = len(each.prompt_ids) - 1
+        before, after = each.logprobs[:switch], each.logprobs[switch:]
+        settings = {"tolerance": mean, "engine": "", "version": 11}
+        compare_probe([after], [by_new[first + switch :]], **settings)
+        compare_probe([before], [by_old[first : first + switch]], **settings)
+        if switch > 5:
+            assert largest([before], [by_new[first : first + switch]]) > 10 * mean
+
+
+def test_shutdown_leaves_nothing_behind(engine, runner):
+    """The module's engine; later tests need none."""
+    cores = [c for c in psutil.Process().children() if "EngineCore" in c.name()]
+    assert len(cores) == 1
+    mapped = {m.path for m in cores[0].memory_maps() if m.path.startswith("/dev/shm/")}
+    runner.run(engine.shutdown())
+    assert not cores[0].is_running()
+    assert not [path for path in mapped if Path(path).exists()]
+    with pytest.raises(EngineError, match="was shut down"):
+        runner.run(engine.generate([1], samples=1, max_tokens=1, temperature=1.0))
+
+
+def test_what_is_not_as_announced_is_refused(checkpoints, sender):
+    update = publish(sender, checkpoints[0], Dtype.bfloat16, 1)
+    tensors = {name: tensor for file in update.files for name, tensor in load_file(file).items()}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    assert verified_tensors(announced(update), shapes).keys() == shapes.keys()
+
+    other = sender.publish(((n, t + 1) for n, t in tensors.items()), 2)
+    mixed = ReceiverUpdate(version=1, files=[*update.files[:-1], other.files[-1]], digest="")
+    with pytest.raises(Refused, match=r"00003\.safetensors holds version 2, not 1"):
+        verified_tensors(mixed, shapes)
+    stale = ReceiverUpdate(version=2, files=other.files, digest=update.digest)
+    with pytest.raises(Refused, match="not those announced for version 2"):
+        verified_tensors(stale, shapes)
+    with pytest.raises(Refused, match=r"missing tensor model\.extra"):
+        verified_tensors(announced(update), shapes | {"model.extra": [1]})
+    with pytest.raises(Refused, match=r"unknown tensor lm_head\.weight"):
+        verified_tensors(announced(update), {n: s for n, s in shapes.items() if n[0] != "l"})
+    with pytest.raises(Refused, match=r"lm_head\.weight has shape \[512, 256\], not \[1\]"):
+        verified_tensors(announced(update), shapes | {"lm_head.weight": [1]})
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_truncated_and_missing_files_are_refused_by_name(checkpoints, sender, keep):
+    update = publish(sender, checkpoints[0], Dtype.bfloat16, 1)
+    file = Path(update.files[2])
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(Refused, match=r"00002\.safetensors cannot be read"):
+        verified_tensors(announced(update), {})
+    file.unlink()
+    with pytest.raises(Refused, match=r"00002\.safetensors cannot be read"):
+        verified_tensors(announced(update), {})
+
+
+class AmxAttention(MLAAttention):
+    """What MLA does with its weights when the processor has AMX."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.kv_b_proj = nn.Linear(3, 2, bias=False)
+        self.packed = torch.empty(0)
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        self.packed = self.kv_b_proj.weight.detach().clone()
+        self.kv_b_proj.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def reload(model: AmxAttention, weight: torch.Tensor) -> None:
+    class ModelConfig:
+        dtype = torch.float32
+
+    initialize_layerwise_reload(model)
+    model.kv_b_proj.weight.weight_loader(model.kv_b_proj.weight, weight)
+    finalize_layerwise_reload(model, ModelConfig())
+
+
+def test_kv_b_dropped_by_amx_attention_is_reloaded():
+    def loaded() -> AmxAttention:
+        model = AmxAttention()
+        record_metadata_for_reloading(model)
+        model.process_weights_after_loading(torch.float32)
+        return model
+
+    weight = torch.arange(6.0).view(2, 3)
+    with pytest.raises(RuntimeError, match=r"size of tensor a \(0\)"):
+        reload(loaded(), weight)
+    model = loaded()
+    for factor in (1, 2):
+        with CpuReload(model):
+            reload(model, weight * factor)
+        assert torch.equal(model.packed, weight * factor)
+        assert model.kv_b_proj.weight.numel() == 0

@@ -1,0 +1,130 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from rewards.math_answer import quick_verdict
+from rollout.config import FamilyConfig, TasksConfig
+from rollout.sources import TERSE_ONLY, DataError
+from rollout.tasks import CYCLE, Split, TaskStream, corpus
+from rollout.worked import WRITERS, boxed
+
+OPTIONS = {
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 3},
+    "products": {"min_terms": 3, "max_terms": 3, "max_digits": 1},
+    "leg_counting": {"min_animals": 2, "max_animals": 2, "max_instances": 9},
+    "simple_equations": {"max_terms": 2, "max_value": 9, "operators_weights": [0.5, 0.5, 0.0]},
+    "gcd": {"min_value": 2, "max_value": 40},
+}
+HARD = {
+    "chain_sum": {"allow_negation": True},
+    "products": {"max_terms": 3, "max_digits": 3, "allow_negation": True},
+    "leg_counting": {},
+    "simple_equations": {},
+    "gcd": {"max_numbers": 4},
+}
+
+
+def _family(name: str, **values: object) -> FamilyConfig:
+    return FamilyConfig(name=name, options=OPTIONS[name], **values)  # type: ignore[arg-type]
+
+
+def _mixture() -> TasksConfig:
+    families = [_family(name) for name in OPTIONS]
+    return TasksConfig(families=[replace(families[0], weight=2.0), *families[1:]], seed=3)
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+@pytest.mark.parametrize("options", [OPTIONS, HARD], ids=["easy", "hard"])
+def test_worked_solutions_are_right(name: str, options: dict[str, dict[str, object]]) -> None:
+    family = FamilyConfig(name=name, options=options[name], worked_share=1.0)
+    stream = TaskStream(TasksConfig(families=[family]), Split.train)
+    for position in range(500):
+        task = stream.at(position)
+        assert task.solution is not None
+        assert task.solution.endswith(" " + boxed(task.reference)), task
+        verdict = quick_verdict(task.solution, task.reference)
+        assert verdict is not None and verdict.total == 1.0, task
+
+
+@pytest.mark.parametrize("name", TERSE_ONLY)
+def test_generators_without_steps_are_scored_by_value(name: str) -> None:
+    stream = TaskStream(TasksConfig(families=[FamilyConfig(name=name)]), Split.train)
+    for position in range(20):
+        task = stream.at(position)
+        assert task.solution == boxed(task.reference)
+        verdict = quick_verdict(task.solution, task.reference)
+        assert verdict is not None and verdict.total == 1.0
+
+
+def test_questions_read_as_the_generators_without_boilerplate() -> None:
+    stream = TaskStream(_mixture(), Split.train)
+    questions = {task.tags[0]: task.messages[0].content for task in map(stream.at, range(12))}
+    assert questions["chain_sum"].startswith("State the final answer to the following arithmetic")
+    assert questions["products"].endswith(".") and "Give only" not in questions["products"]
+    assert questions["leg_counting"].startswith("How many legs are there in total if you have ")
+    assert questions["gcd"].startswith("Find the Greatest Common Divisor (GCD) of these numbers: ")
+
+
+@pytest.mark.parametrize("split", list(Split))
+def test_a_position_always_holds_the_same_task(split: Split) -> None:
+    stream = TaskStream(_mixture(), split)
+    forward = [stream.at(position) for position in range(40)]
+    other = TaskStream(_mixture(), split)
+    assert [other.at(position) for position in reversed(range(40))] == forward[::-1]
+    assert len({task.id for task in forward}) == 40
+    assert forward[7].id == f"{forward[7].tags[0]}/{split}/7"
+    assert TaskStream(replace(_mixture(), seed=4), split).at(7) != forward[7]
+
+
+def test_far_positions_cost_no_more() -> None:
+    assert TaskStream(_mixture(), Split.train).at(10**9).id.endswith("/train/1000000000")
+
+
+def test_families_come_by_weight_and_evenly() -> None:
+    stream = TaskStream(_mixture(), Split.train)
+    names = [stream.problem(position)[0].config.name for position in range(CYCLE)]
+    counts = Counter(names)
+    assert counts["chain_sum"] == pytest.approx(2 * counts["gcd"], abs=2)
+    assert set(names[:6]) == set(OPTIONS)
+
+
+def test_solutions_are_worked_or_terse_by_share() -> None:
+    family = _family("chain_sum", worked_share=0.25)
+    stream = TaskStream(TasksConfig(families=[family]), Split.train)
+    terse = sum(task.solution == boxed(task.reference) for task in map(stream.at, range(400)))
+    assert 270 < terse < 330
+
+
+def test_no_question_is_both_trained_on_and_tested() -> None:
+    config = TasksConfig(families=[_family("products"), _family("gcd")], held_out_percent=20)
+    train, held_out = TaskStream(config, Split.train), TaskStream(config, Split.held_out)
+    tested = [held_out.at(position).messages[0].content for position in range(100)]
+    assert len(set(tested)) == 100
+    trained = {train.at(position).messages[0].content for position in range(4000)}
+    assert not trained & set(tested)
+
+
+def test_a_small_family_runs_out_of_held_out_questions() -> None:
+    stream = TaskStream(TasksConfig(families=[_family("products")]), Split.held_out)
+    with pytest.raises(DataError, match=r"families\[products\] has no more distinct held-out"):
+        stream.at(1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "message"),
+    [
+        (TasksConfig(), Split.train, "families is empty"),
+        (TasksConfig(families=[_family("gcd")], held_out_percent=0), Split.held_out, "=0 leaves"),
+        (TasksConfig(families=[_family("gcd")], held_out_percent=100), Split.train, "=100 leaves"),
+    ],
+)
+def test_refuses_an_empty_split(config: TasksConfig, split: Split, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        TaskStream(config, split)
+
+
+def test_corpus_holds_questions_and_worked_solutions() -> None:
+    texts = list(corpus(_mixture(), 10))
+    assert len(texts) == 20
+    assert all("=" in text and r"\boxed{" in text for text in texts[1::2])
