@@ -1,4 +1,4 @@
-"""Log-probs of packed tokens under the network: the one path that every model and loss goes through.
+"""Log-probs of packed tokens under the network: the one path of every model and every loss.
 
 T is the number of packed tokens, S the number of sequences, N the number of loss tokens.
 """

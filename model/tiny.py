@@ -5,6 +5,7 @@ no default system turn; <|im_end|> is the tokenizer's end-of-sequence token, so 
 it without being told.
 """
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from model.k2 import K2
 from model.load import save_k2
 
 VOCABULARY = 512
+ROLE_COPIES = 1000
 # K2's names (spec 1.7), the last ids of the vocabulary with [PAD] at the very end, as released.
 SPECIAL_TOKENS = (
     "[BOS]",
@@ -85,7 +87,9 @@ def train_tokenizer(corpus: Iterable[str]) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
+    # Role names stand in every prompt: enough copies of them make each one token.
+    roles = ["user", "assistant", "system"] * ROLE_COPIES
+    tokenizer.train_from_iterator(itertools.chain(corpus, roles), trainer)
     # A small corpus has too few merges: reserved tokens keep the special ids where they are.
     unused = VOCABULARY - len(SPECIAL_TOKENS) - tokenizer.get_vocab_size()
     tokenizer.add_special_tokens(

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rl.errors import BadInput, RunFailed
+from rl.evaluate import PassRate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class RunState:
     step: int  # steps trained, and the version of the weights
     rollout_tokens: int
     train_seconds: float
-    eval_before: dict[str, list[float]]  # name -> [value, low, high]
+    eval_before: dict[str, PassRate]
     restarts: int
 
 
@@ -145,4 +146,6 @@ def verify(checkpoint: Path) -> None:
 
 def read_state(checkpoint: Path) -> RunState:
     """The driver's part of a verified checkpoint."""
-    return RunState(**json.loads((checkpoint / "state.json").read_text()))
+    content = json.loads((checkpoint / "state.json").read_text())
+    rates = {name: PassRate(**rate) for name, rate in content.pop("eval_before").items()}
+    return RunState(**content, eval_before=rates)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 app = typer.Typer(
     help="Reinforcement-learning post-training the way Kimi K2 was post-trained.",
@@ -136,9 +137,8 @@ def export(
     typer.echo(f"exported {checkpoint.name} to {out}")
 
 
-def _console(as_json: bool) -> "object":
-    from rich.console import Console
-
+def _console(as_json: bool) -> Console:
+    """Where progress goes: beside the result when that is JSON."""
     return Console(stderr=as_json)
 
 

@@ -6,6 +6,7 @@ loads vLLM, a reward worker never loads torch.
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 import time
@@ -38,7 +39,7 @@ def connect(config: ClusterConfig) -> None:
     """
     if config.ray_address is not None:
         try:
-            ray.init(address=config.ray_address, log_to_driver=False, logging_level="error")
+            ray.init(address=config.ray_address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise BadInput(
                 f"cluster.ray_address={config.ray_address} does not answer: {error}"
@@ -57,11 +58,16 @@ def connect(config: ClusterConfig) -> None:
         dashboard_port=port,
         object_store_memory=256 << 20,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
 
 
-@ray.remote
+def _actor(part: type, *args: Any, **options: Any) -> ActorHandle:
+    """Create `part(*args)` in a process of its own, placed as Ray's `options` say."""
+    remote: Any = ray.remote(part)
+    return remote.options(**options).remote(*args)
+
+
 class RewardWorker:
     """Scores transcripts in a process of its own."""
 
@@ -91,7 +97,6 @@ class RayJudge:
         return await next(self._next).score.remote(task, transcripts)
 
 
-@ray.remote
 class RolloutWorker:
     """Owns one vLLM engine; turns tasks into scored groups."""
 
@@ -124,7 +129,6 @@ class RolloutWorker:
         await self._engine.shutdown()
 
 
-@ray.remote
 class LearnerWorker:
     """Owns the learner."""
 
@@ -157,7 +161,7 @@ class RemoteRollouts:
 
     async def busy_seconds(self) -> float:
         """Seconds with work, averaged over engines."""
-        busy = await asyncio.gather(*(w.busy_seconds.remote() for w in self.workers))
+        busy: list[float] = await asyncio.gather(*(w.busy_seconds.remote() for w in self.workers))
         return sum(busy) / len(busy)
 
 
@@ -196,7 +200,7 @@ class RemotePolicy:
         """
         started = time.perf_counter()
         published: Published = await self.call("publish", version)
-        answers = await asyncio.gather(
+        answers: list[list[list[float]]] = await asyncio.gather(
             *(w.receive.remote(published.update, self._probe) for w in self._rollouts.workers)
         )
         reports = [
@@ -224,7 +228,7 @@ class Cluster:
         """Connect to Ray and create the reward workers."""
         connect(config.cluster)
         self._config = config
-        self._judges = [RewardWorker.remote(config.rewards) for _ in range(config.rewards.workers)]
+        self._judges = [_actor(RewardWorker, config.rewards) for _ in range(config.rewards.workers)]
         self._learner: ActorHandle | None = None
         self._rollouts: list[ActorHandle] = []
 
@@ -243,13 +247,13 @@ class Cluster:
                 "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
             }
         }
-        self._learner = LearnerWorker.options(runtime_env=environment).remote(spec, probe)
-        return self._learner
+        learner = self._learner = _actor(LearnerWorker, spec, probe, runtime_env=environment)
+        return learner
 
     async def place_rollouts(self, checkpoint: Path) -> RemoteRollouts:
         """Create the rollout workers and wait until every engine is ready."""
         count = self._config.cluster.rollout_workers
-        self._rollouts = [RolloutWorker.remote() for _ in range(count)]
+        self._rollouts = [_actor(RolloutWorker) for _ in range(count)]
         await asyncio.gather(
             *(w.start.remote(self._config, checkpoint, self._judges) for w in self._rollouts)
         )
@@ -257,12 +261,12 @@ class Cluster:
 
     async def shutdown(self) -> None:
         """Let every part put its things away, then leave Ray (and stop it, if started here)."""
-        farewells = [w.shutdown.remote() for w in self._rollouts]
+        farewells: list[Any] = [w.shutdown.remote() for w in self._rollouts]
         farewells += [w.close.remote() for w in self._judges]
         if self._learner is not None:
             farewells.append(self._learner.call.remote("close"))
         if farewells:
-            await asyncio.wait([asyncio.ensure_future(_quietly(f)) for f in farewells], timeout=20)
+            await asyncio.wait([asyncio.create_task(_quietly(f)) for f in farewells], timeout=20)
         ray.shutdown()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def _check_keys(overrides: Sequence[str]) -> None:
 def _nearest_key(key: str, known: Sequence[str]) -> str:
     """The nearest whole key, or the keys whose last part is nearest."""
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    if whole:
+    if whole and "." in key:
         return f"; did you mean {whole[0]!r}?"
     leaves = [name.rpartition(".")[2] for name in known]
     nearest = difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1, cutoff=0.6)
@@ -124,5 +125,10 @@ def _first_cause(error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = str(cause).strip().splitlines()
-    return text[0] if text else type(cause).__name__
+    text = str(cause) or type(cause).__name__
+    unknown = re.search(r"not in '\w+'\s+full_key: (\S+)", text)
+    if unknown:
+        return (
+            f"unknown key {unknown[1]!r}{_nearest_key(unknown[1], list(_known_keys(TrainConfig)))}"
+        )
+    return " ".join(line.strip() for line in text.splitlines() if "object_type=" not in line)

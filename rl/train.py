@@ -53,7 +53,7 @@ def evaluate(config: TrainConfig, display: Display) -> dict[str, PassRate]:
 async def _reinforce(training: Training) -> Summary:
     await _start(training)
     if training.resumed_from is not None:
-        before = {name: PassRate(*values) for name, values in training.state.eval_before.items()}
+        before = training.state.eval_before
     else:
         before = await training.evaluate()
         training.display.say(f"before RL: pass@1 {before['all']}")

@@ -186,7 +186,7 @@ class Training:
                 step=step.number,
                 rollout_tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
                 train_seconds=earlier.train_seconds + time.perf_counter() - started,
-                eval_before={n: [r.value, r.low, r.high, r.tasks] for n, r in before.items()},
+                eval_before=dict(before),
                 restarts=earlier.restarts,
             )
             if step.number % config.checkpoint.every == 0 or step.number == config.steps:

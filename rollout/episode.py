@@ -22,7 +22,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled continuation, token for token as the engine drew it (the end-of-turn token included).
+    """One sampled continuation, token for token as drawn (the end-of-turn token included).
 
     The log-probs are those of the distribution sampled from: logits divided by `temperature`.
     """

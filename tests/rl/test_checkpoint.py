@@ -7,6 +7,7 @@ import pytest
 
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
 from rl.errors import BadInput
+from rl.evaluate import PassRate
 
 
 def _state(step: int) -> RunState:
@@ -14,7 +15,7 @@ def _state(step: int) -> RunState:
         step=step,
         rollout_tokens=10,
         train_seconds=1.5,
-        eval_before={"all": [0.3, 0.2, 0.4, 50]},
+        eval_before={"all": PassRate(value=0.3, low=0.2, high=0.4, tasks=50)},
         restarts=0,
     )
 

@@ -49,7 +49,9 @@ def test_unknown_recipe_and_file_are_named(tmp_path: Path) -> None:
 def test_unknown_key_in_a_recipe_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("defaults: [schema, _self_]\nrollout: {groups: 3}\n")
-    with pytest.raises(BadInput, match="groups"):
+    with pytest.raises(
+        BadInput, match="unknown key .rollout.groups.; did you mean .rollout.groups_per_step"
+    ):
         load_recipe(str(path), [])
 
 
