@@ -13,6 +13,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A local wheel folder that pip is configured with is where a mirror keeps large wheels; uv does not look there by itself.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 RECIPE ?= quickstart
+# Without compiled modules each of a run's processes would spend its first ten seconds compiling torch and vLLM.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup train test lint lock clean
 
@@ -30,6 +32,7 @@ $(STAMP): $(LOCK) pyproject.toml | $(BIN)/uv
 	       $(BIN)/uv pip install --python $(BIN)/python --no-deps --index-strategy unsafe-best-match \
 	         --extra-index-url $(TORCH_CPU_INDEX) -r $(LOCK); }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python -W ignore -c "import rl.train, rl.learner, rollout.engine, rewards.judge" 2>/dev/null
 	touch $@
 
 train: setup

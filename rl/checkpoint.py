@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from model.formats import CheckpointError
 from rl.errors import BadInput, RunFailed
 from rl.evaluate import PassRate
 
@@ -53,7 +54,7 @@ async def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Write `folder/step_N` and move `latest` to it; older ones beyond `keep` go.
+    """Write `folder/step_N` and move `latest` to it; older ones beyond `keep` go, step_0 stays.
 
     Args:
         folder: the run's `checkpoints`.
@@ -81,10 +82,10 @@ async def save_checkpoint(
             shutil.rmtree(final)
         partial.rename(final)
         _point(folder / "latest", final.name)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunFailed(
-            f"cannot write checkpoint {final}: {error.strerror or error}. "
+            f"cannot write checkpoint {final}: {error}. "
             f"Last whole checkpoint: {_latest_name(folder) or 'none'}. Free space, then resume=true"
         ) from error
     _prune(folder, keep)
@@ -104,7 +105,8 @@ def _latest_name(folder: Path) -> str | None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    whole = [p for p in folder.glob("step_*") if p.suffix != ".partial"]
+    """Remove old checkpoints, except step_0: what RL started from stays for comparison."""
+    whole = [p for p in folder.glob("step_*") if p.suffix != ".partial" and p.name != "step_0"]
     for old in sorted(whole, key=lambda p: int(p.name.removeprefix("step_")))[:-keep]:
         shutil.rmtree(old)
 

@@ -144,19 +144,33 @@ def _console(as_json: bool) -> Console:
 
 def main() -> None:
     """Run the command; an expected error is one message, not a traceback."""
-    from rewards.math_answer import RewardError
-    from rl.errors import BadInput, RunFailed
-
     try:
         app()
-    except BadInput as error:
-        _fail(error, code=2)
-    except (RunFailed, RewardError) as error:
-        _fail(error, code=1)
-    except KeyboardInterrupt:
-        _fail("stopped; the last checkpoint is whole: continue with resume=true", code=1)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _fail(error, code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for bad input, 1 for a run that failed in a known way, None for a mistake of ours."""
+    from model.formats import CheckpointError
+    from rewards.math_answer import RewardError
+    from rl.errors import BadInput, RunFailed
+    from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
+    from rollout.sources import DataError
+
+    if isinstance(error, BadInput | CheckpointError | DataError):
+        return 2
+    known = RunFailed | RewardError | EngineError | StaleWeightsError | WeightUpdateError
+    return 1 if isinstance(error, known | FloatingPointError) else None
 
 
 def _fail(message: object, code: int) -> None:
     print(f"temper: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from rewards.score import Score
 from rewards.task import Task, Transcript
 from rl.config import ClusterConfig, TrainConfig
 from rl.errors import BadInput, RunFailed
+from rollout.config import EngineConfig
 from rollout.episode import Group
 from rollout.probe import compare_probe
 
@@ -68,6 +70,20 @@ def _actor(part: type, *args: Any, **options: Any) -> ActorHandle:
     return remote.options(**options).remote(*args)
 
 
+async def ask(reference: Awaitable[Any]) -> Any:
+    """Wait for an actor's answer; what it raised is raised here as it was, without Ray's wrapping.
+
+    Raises:
+        RunFailed: the actor is dead.
+    """
+    try:
+        return await reference
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        raise RunFailed(f"a part of the run died: {str(error).splitlines()[0]}") from error
+
+
 class RewardWorker:
     """Scores transcripts in a process of its own."""
 
@@ -94,21 +110,21 @@ class RayJudge:
 
     async def score(self, task: Task, transcripts: Sequence[Transcript]) -> list[Score]:
         """One score for each transcript of `task`."""
-        return await next(self._next).score.remote(task, transcripts)
+        return await ask(next(self._next).score.remote(task, transcripts))
 
 
 class RolloutWorker:
     """Owns one vLLM engine; turns tasks into scored groups."""
 
     async def start(
-        self, config: TrainConfig, checkpoint: Path, judges: Sequence[ActorHandle]
+        self, config: EngineConfig, checkpoint: Path, judges: Sequence[ActorHandle]
     ) -> None:
         """Start the engine on `checkpoint` and get it ready to take weights."""
         from rollout.engine import Engine
         from rollout.render import Renderer
         from rollout.sampler import GroupSampler
 
-        self._engine = await Engine.start(config.engine, checkpoint)
+        self._engine = await Engine.start(config, checkpoint)
         self._sampler = GroupSampler(Renderer(checkpoint), self._engine, RayJudge(judges))
 
     async def sample(self, task: Task, samples: int, temperature: float) -> Group:
@@ -132,7 +148,8 @@ class RolloutWorker:
 class LearnerWorker:
     """Owns the learner."""
 
-    def __init__(self, spec: "LearnerSpec", probe: list[list[int]]) -> None:
+    def start(self, spec: "LearnerSpec", probe: list[list[int]]) -> None:
+        """Load the checkpoint."""
         from rl.learner import Learner
 
         self._learner = Learner(spec, probe)
@@ -140,6 +157,10 @@ class LearnerWorker:
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner by name."""
         return getattr(self._learner, method)(*args)
+
+    def close(self) -> None:
+        """Remove what was published."""
+        self._learner.close()
 
 
 class RemoteRollouts:
@@ -155,13 +176,15 @@ class RemoteRollouts:
         chosen = min(range(len(self.workers)), key=self._under_way.__getitem__)
         self._under_way[chosen] += samples
         try:
-            return await self.workers[chosen].sample.remote(task, samples, temperature)
+            return await ask(self.workers[chosen].sample.remote(task, samples, temperature))
         finally:
             self._under_way[chosen] -= samples
 
     async def busy_seconds(self) -> float:
         """Seconds with work, averaged over engines."""
-        busy: list[float] = await asyncio.gather(*(w.busy_seconds.remote() for w in self.workers))
+        busy: list[float] = await asyncio.gather(
+            *(ask(w.busy_seconds.remote()) for w in self.workers)
+        )
         return sum(busy) / len(busy)
 
 
@@ -184,7 +207,7 @@ class RemotePolicy:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
-        return await self._learner.call.remote(method, *args)
+        return await ask(self._learner.call.remote(method, *args))
 
     async def update(
         self, minibatches: "Sequence[Batch]", ptx: "Sequence[Batch]"
@@ -201,7 +224,7 @@ class RemotePolicy:
         started = time.perf_counter()
         published: Published = await self.call("publish", version)
         answers: list[list[list[float]]] = await asyncio.gather(
-            *(w.receive.remote(published.update, self._probe) for w in self._rollouts.workers)
+            *(ask(w.receive.remote(published.update, self._probe)) for w in self._rollouts.workers)
         )
         reports = [
             compare_probe(
@@ -232,14 +255,13 @@ class Cluster:
         self._learner: ActorHandle | None = None
         self._rollouts: list[ActorHandle] = []
 
-    def place_learner(self, spec: "LearnerSpec", probe: list[list[int]]) -> ActorHandle:
-        """Create the learner's worker."""
-        threads = str(
-            max(self._config.policy.threads, self._config.sft.threads if self._config.sft else 1)
-        )
+    async def place_learner(self, spec: "LearnerSpec", probe: list[list[int]]) -> ActorHandle:
+        """Create the learner's worker and load its checkpoint."""
+        sft = self._config.sft
+        threads = max(self._config.policy.threads, sft.threads if sft else 1)
         environment = {
             "env_vars": {
-                "OMP_NUM_THREADS": threads,
+                "OMP_NUM_THREADS": str(threads),
                 "OMP_WAIT_POLICY": "passive",
                 # glibc returns every large activation to the system and faults it in again:
                 # keeping them makes a step on CPU a third faster.
@@ -247,15 +269,28 @@ class Cluster:
                 "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
             }
         }
-        learner = self._learner = _actor(LearnerWorker, spec, probe, runtime_env=environment)
+        learner = _actor(LearnerWorker, runtime_env=environment)
+        await ask(learner.start.remote(spec, probe))
+        self._learner = learner
         return learner
 
-    async def place_rollouts(self, checkpoint: Path) -> RemoteRollouts:
-        """Create the rollout workers and wait until every engine is ready."""
-        count = self._config.cluster.rollout_workers
-        self._rollouts = [_actor(RolloutWorker) for _ in range(count)]
+    async def place_rollouts(self, checkpoint: Path, *, seed: int) -> RemoteRollouts:
+        """Create the rollout workers and wait until every engine is ready.
+
+        Args:
+            checkpoint: what the engines start from.
+            seed: of the sampling; each engine gets its own, derived from it.
+        """
+        configs = [
+            replace(self._config.engine, seed=seed + index)
+            for index in range(self._config.cluster.rollout_workers)
+        ]
+        self._rollouts = [_actor(RolloutWorker) for _ in configs]
         await asyncio.gather(
-            *(w.start.remote(self._config, checkpoint, self._judges) for w in self._rollouts)
+            *(
+                ask(worker.start.remote(engine, checkpoint, self._judges))
+                for worker, engine in zip(self._rollouts, configs, strict=True)
+            )
         )
         return RemoteRollouts(self._rollouts)
 
@@ -264,7 +299,7 @@ class Cluster:
         farewells: list[Any] = [w.shutdown.remote() for w in self._rollouts]
         farewells += [w.close.remote() for w in self._judges]
         if self._learner is not None:
-            farewells.append(self._learner.call.remote("close"))
+            farewells.append(self._learner.close.remote())
         if farewells:
             await asyncio.wait([asyncio.create_task(_quietly(f)) for f in farewells], timeout=20)
         ray.shutdown()
@@ -275,12 +310,3 @@ async def _quietly(farewell: Any) -> None:
         await farewell
     except (RayActorError, RayTaskError):
         return  # a part that is already dead has nothing left to put away
-
-
-def explain(error: BaseException) -> BaseException:
-    """The error that happened inside an actor, without Ray's wrapping."""
-    if isinstance(error, RayTaskError):
-        return error.cause
-    if isinstance(error, RayActorError):
-        return RunFailed(f"a part of the run died: {error}")
-    return error

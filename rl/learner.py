@@ -4,6 +4,7 @@ Knows no rewards and no algorithm beyond `rl.objectives`; lives in one process, 
 cluster puts it.
 """
 
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,10 @@ class Learner:
             tokenizer_from=self._spec.checkpoint,
         )
         state = {"optimizer": self._optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
-        torch.save(state, folder / "learner.pt")
+        # Through memory: torch's own writer reports a full disk as a RuntimeError without a reason.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        (folder / "learner.pt").write_bytes(buffer.getbuffer())
 
     def resume(self, folder: Path) -> None:
         """Take optimiser and random state of `save`; the model was loaded from `folder/model`."""

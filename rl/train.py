@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from rl.cluster import Cluster
 from rl.config import TrainConfig
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFailed
 from rl.evaluate import PassRate
 from rl.metrics import Summary
 from rl.progress import Display
@@ -86,16 +86,20 @@ def _run(
     """Open the run, start its cluster, do `work`, and put everything away, whatever happens."""
 
     async def main() -> tuple[Training, Result]:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         training = Training(config, display)
         display.say(f"run folder {training.folder.root}")
         cluster = Cluster(config)
+        task = asyncio.current_task()
+        assert task is not None
+        # After Ray has started: it installs a handler of its own, which would leave engines behind.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         try:
             await training.place(cluster)
             return training, await work(training)
         finally:
             await cluster.shutdown()
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except (KeyboardInterrupt, asyncio.CancelledError) as stop:
+        raise RunFailed("stopped; go on from the last checkpoint with resume=true") from stop

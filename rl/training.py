@@ -4,13 +4,14 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from model.tiny import create_tiny
 from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
-from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
+from rl.cluster import Cluster, RemotePolicy, RemoteRollouts, ask
 from rl.config import SftConfig, TrainConfig
 from rl.errors import BadInput
 from rl.evaluate import PassRate, evaluate
@@ -88,11 +89,19 @@ class Training:
             engine_dtype=getattr(torch, config.engine.dtype.value),
             seed=config.seed,
         )
-        self._learner = cluster.place_learner(spec, probe)
-        self._placing = asyncio.create_task(cluster.place_rollouts(self.start_checkpoint))
+        # Sampling must not repeat itself when a run goes on at a later step.
+        seed = config.seed * 1_000_003 + self.state.step * config.cluster.rollout_workers
+        self._placing = asyncio.create_task(
+            cluster.place_rollouts(self.start_checkpoint, seed=seed)
+        )
         self._probe = probe
+        self._learner = await cluster.place_learner(spec, probe)
         if self.resumed_from is not None:
-            await self._learner.call.remote("resume", self.resumed_from)
+            await self._call("resume", self.resumed_from)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        """Call a method of the learner."""
+        return await ask(self._learner.call.remote(method, *args))
 
     async def engines(self) -> RemoteRollouts:
         """The rollout workers, once they are ready."""
@@ -110,12 +119,12 @@ class Training:
 
     async def serve(self) -> None:
         """Bring the learner's weights to the engines as the version that the run goes on from."""
-        await self._learner.call.remote("set_threads", self.config.policy.threads)
+        await self._call("set_threads", self.config.policy.threads)
         await self.policy.publish(self.state.step)
 
     async def supervise(self, batches: list[Batch], learning_rates: list[float]) -> list[float]:
         """Supervised optimiser steps (rl.sft.Pupil)."""
-        return await self._learner.call.remote("supervise", batches, learning_rates)
+        return await self._call("supervise", batches, learning_rates)
 
     async def test(self, step: int) -> PassRate:
         """Pass@1 on the first held-out tasks (rl.sft.Pupil), under weights of negative version."""
@@ -128,12 +137,12 @@ class Training:
     async def supervised_start(self, sft: SftConfig) -> None:
         """Run the supervised start and keep its result as checkpoint step_0."""
         self.display.say(f"supervised start: at most {sft.max_steps} steps")
-        await self._learner.call.remote("set_threads", sft.threads)
+        await self._call("set_threads", sft.threads)
         result = await supervised_start(sft, self.supervised, self, self._said_test)
         self.display.say(
             f"supervised start done after {result.steps} steps: pass@1 {result.accuracy}"
         )
-        await self._learner.call.remote("reset_optimizer")
+        await self._call("reset_optimizer")
 
     def _said_test(self, result: SupervisedResult) -> None:
         self.display.say(
@@ -162,7 +171,7 @@ class Training:
         """Write a whole checkpoint of the run."""
 
         async def write(folder: Path) -> None:
-            await self._learner.call.remote("save", folder)
+            await self._call("save", folder)
 
         return await save_checkpoint(
             self.folder.checkpoints, state, write, keep=self.config.checkpoint.keep

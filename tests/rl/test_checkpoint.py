@@ -78,8 +78,7 @@ def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert (
-        "step_4: File too large" in done.stdout and "Last whole checkpoint: step_3" in done.stdout
-    )
+    assert "step_4" in done.stdout and "File too large" in done.stdout
+    assert "Last whole checkpoint: step_3" in done.stdout
     assert latest_checkpoint(tmp_path).name == "step_3"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_3"]

@@ -50,7 +50,7 @@ def test_unknown_key_in_a_recipe_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("defaults: [schema, _self_]\nrollout: {groups: 3}\n")
     with pytest.raises(
-        BadInput, match="unknown key .rollout.groups.; did you mean .rollout.groups_per_step"
+        BadInput, match=r"unknown key .rollout.groups.; did you mean .rollout.groups_per_step"
     ):
         load_recipe(str(path), [])
 

@@ -1,0 +1,86 @@
+"""Bad input gets one message and exit code 2, before anything is started."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.tiny import create_tiny
+from rl.cli import main
+
+
+@pytest.fixture
+def temper(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> object:
+    """Run the command in a folder of its own; its exit code, output and error output."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["temper", *arguments])
+        try:
+            main()
+        except SystemExit as done:
+            captured = capsys.readouterr()
+            return int(done.code or 0), captured.out, captured.err
+        raise AssertionError("the command did not end by exit")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "quikstart"), "unknown recipe 'quikstart'; did you mean 'quickstart'?"),
+        (("train", "quickstart", "stepz=3"), "unknown key 'stepz'; did you mean 'steps'?"),
+        (("train", "quickstart", "resume=true"), "nothing to resume"),
+        (("train", "quickstart", "policy.path=nowhere"), "policy.path=nowhere"),
+        (("train", "quickstart", "tasks.families=[{name: chain_sun}]"), "'chain_sum'"),
+        (("sft", "quickstart", "sft=null"), "no section sft"),
+        (("report", "nowhere"), "nothing to report"),
+        (("export", "nowhere", "out"), "no checkpoint"),
+        (("evaluate", "nowhere"), "unknown recipe 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_message(temper, arguments: tuple[str, ...], message: str) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = temper(*arguments)
+    assert code == 2
+    assert message in error and "Traceback" not in error
+
+
+def test_a_row_without_an_answer_names_file_line_and_key(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rows = [{"question": "1+1?", "answer": "#### 2"}, {"question": "2+2?"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    family = f"tasks.families=[{{source: gsm8k, name: mine, path: {path}}}]"
+    code, _, error = temper("train", "quickstart", family)
+    assert code == 2
+    assert str(path) in error and "line 2" in error and "'answer'" in error
+
+
+def test_a_port_in_use_is_named(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    create_tiny(tmp_path / "tiny", ["text"], seed=0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, error = temper(
+            "train", "quickstart", "policy.path=tiny", f"cluster.dashboard_port={port}"
+        )
+    assert code == 2
+    assert f"cluster.dashboard_port={port} is in use" in error
+
+
+def test_a_foreign_folder_is_left_alone(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    code, _, error = temper("train", "quickstart", "run_dir=mine")
+    assert code == 2 and "holds other files" in error
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+
+
+def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = temper("train", "quickstart", "steps=7", "--dry-run")
+    assert code == 0 and "steps: 7" in out and "qk_clip_tau: 100.0" in out

@@ -1,0 +1,162 @@
+"""Whole runs with real Ray, vLLM and MuonClip: learning, stopping, killing, resuming.
+
+One supervised start serves all of them. Commands run as a user's would: in processes of their own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rl.checkpoint import latest_checkpoint, read_state
+from rl.metrics import read_metrics
+from rl.run_folder import RunFolder
+
+SHARED_MEMORY = Path("/dev/shm")
+TEMPER = [sys.executable, "-W", "ignore", "-m", "rl.cli"]
+# One easy family, so that the supervised start takes a minute.
+EASY = [
+    "wandb=disabled",
+    "tasks.families=[{name: products, options: {min_terms: 2, max_terms: 2, max_digits: 1}},"
+    "{name: chain_sum, options: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}]",
+    "sft.min_steps=40",
+    "sft.max_steps=120",
+    "sft.test_every=10",
+    "sft.target_accuracy=0.3",
+]
+SHORT = [*EASY, "sft=null", "evaluation.tasks=16", "checkpoint.every=1"]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TEMPER, *arguments], capture_output=True, text=True, timeout=600)
+
+
+def _wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that solves some of the easy tasks."""
+    run_dir = tmp_path_factory.mktemp("sft") / "run"
+    done = _run("sft", "quickstart", *EASY, f"run_dir={run_dir}", "--json")
+    assert done.returncode == 0, done.stderr
+    return Path(json.loads(done.stdout.splitlines()[-1])["checkpoint"])
+
+
+@pytest.fixture
+def running(start: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, RunFolder]]:
+    """A run under way: its driver and its folder, two steps trained."""
+    folder = RunFolder(tmp_path / "run")
+    command = [*TEMPER, "train", "quickstart", *SHORT, f"policy.path={start}", "steps=100000"]
+    driver = psutil.Popen(
+        [*command, f"run_dir={folder.root}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A test run that was started in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        _wait(
+            lambda: len(read_metrics(folder.metrics)) >= 2 or driver.poll() is not None,
+            180,
+            "two steps",
+        )
+        assert driver.poll() is None, driver.stderr.read()
+        yield driver, folder
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+
+
+def _nothing_left(parts: list[psutil.Process]) -> None:
+    _wait(lambda: not any(p.is_running() for p in parts), 40, f"processes end: {parts}")
+    pids = {p.pid for p in parts}
+    left = [f for f in SHARED_MEMORY.glob("temper-*") if int(f.name.split("-")[1]) in pids]
+    assert not left
+
+
+def test_accuracy_on_held_out_tasks_rises(start: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    done = _run(
+        "train", "quickstart", *EASY, "sft=null", f"policy.path={start}", "steps=40",
+        "optimizer.learning_rate=1e-4", f"run_dir={folder.root}", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(folder.summary.read_text())
+    assert summary == json.loads(done.stdout.splitlines()[-1])
+    assert 0.1 < summary["eval_before"]["all"] < 0.75
+    # 256 tasks, two samples each: the standard error of the difference is about 0.04.
+    assert summary["eval_after"]["all"] > summary["eval_before"]["all"] + 0.08
+    rows = read_metrics(folder.metrics)
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert all(row["staleness/max"] <= 1 for row in rows)
+    assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
+    assert folder.plot.stat().st_size > 10_000
+    assert "Held-out pass@1" in folder.report.read_text()
+    assert len(list(folder.samples.glob("step_*.jsonl"))) == 40
+    exported = tmp_path / "exported"
+    assert _run("export", str(folder.root), str(exported)).returncode == 0
+    assert (exported / "config.json").is_file() and (exported / "tokenizer.json").is_file()
+
+
+def test_ctrl_c_leaves_nothing_behind_but_a_whole_checkpoint(
+    running: tuple[psutil.Process, RunFolder],
+) -> None:
+    driver, folder = running
+    parts = driver.children(recursive=True)
+    assert any("VLLM" in " ".join(p.cmdline()) for p in parts), "the engine's core is a descendant"
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 1
+    assert "resume=true" in driver.stderr.read()
+    _nothing_left(parts)
+    assert read_state(latest_checkpoint(folder.checkpoints)).step >= 1
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    running: tuple[psutil.Process, RunFolder],
+) -> None:
+    driver, folder = running
+    parts = driver.children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _wait(lambda: not any(p.is_running() for p in parts), 40, "processes end with their driver")
+    reached = read_state(latest_checkpoint(folder.checkpoints)).step
+    before = read_metrics(folder.metrics)[:reached]
+    done = _run(
+        "train", "quickstart", *SHORT, f"steps={reached + 2}", f"run_dir={folder.root}",
+        "resume=true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(folder.metrics)
+    assert [row["step"] for row in rows] == list(range(1, reached + 3))
+    assert rows[:reached] == before
+    size = 16
+    for step in (reached, reached + 1, reached + 2):
+        text = (folder.samples / f"step_{step:05d}.jsonl").read_text().splitlines()
+        positions = {int(json.loads(line)["task"].rpartition("/")[2]) for line in text}
+        assert positions == set(range((step - 1) * size, step * size))
+
+
+def test_weights_that_do_not_arrive_stop_the_run(start: Path, tmp_path: Path) -> None:
+    # No engine is this exact: the probe must stop the run and name the version and the engine.
+    done = _run(
+        "train", "quickstart", *SHORT, f"policy.path={start}", "steps=2", "engine.dtype=bfloat16",
+        "weights.probe_tolerance=1e-9", f"run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "rollout worker 0 does not compute with version 0 of the weights" in done.stderr
+    assert "Traceback" not in done.stderr
