@@ -117,6 +117,7 @@ def keep(results: list[Result]) -> list[Result]:
     by_run |= {(r.name, r.seed): r for r in results}
     ordered = [by_run[key] for key in sorted(by_run)]
     content = {"hardware": hardware(), "results": [asdict(r) for r in ordered]}
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return ordered
 

@@ -177,6 +177,8 @@ class RemoteRollouts:
         self._under_way[chosen] += samples
         try:
             return await ask(self.workers[chosen].sample.remote(task, samples, temperature))
+        except ValueError as error:
+            raise BadInput(f"task {task.id}: {error}") from error
         finally:
             self._under_way[chosen] -= samples
 

@@ -50,16 +50,20 @@ class Training:
         else:
             self.folder.config.write_text(to_yaml(config))
             self.start_checkpoint = self._starting_model()
-        self.renderer = Renderer(self.start_checkpoint)
+        try:
+            self.renderer = Renderer(self.start_checkpoint)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{self.start_checkpoint} has no usable tokenizer: {error}") from error
         self.supervised = SupervisedStream(self.tasks, self.renderer)
 
     def _starting_model(self) -> Path:
         """The recipe's checkpoint, or the tiny K2 made for its tasks."""
         if self.config.policy.path is not None:
-            path = Path(self.config.policy.path)
+            path = Path(self.config.policy.path).absolute()
             if not (path / "config.json").is_file():
                 raise BadInput(
-                    f"policy.path={path} is no checkpoint folder: config.json is missing"
+                    f"policy.path={self.config.policy.path} is no checkpoint folder: "
+                    "config.json is missing"
                 )
             return path
         texts = corpus(self.config.tasks, TINY_CORPUS_TASKS)
@@ -135,7 +139,7 @@ class Training:
         return rates["all"]
 
     async def supervised_start(self, sft: SftConfig) -> None:
-        """Run the supervised start and keep its result as checkpoint step_0."""
+        """Train on worked solutions until the recipe's target; the optimiser forgets them after."""
         self.display.say(f"supervised start: at most {sft.max_steps} steps")
         await self._call("set_threads", sft.threads)
         result = await supervised_start(sft, self.supervised, self, self._said_test)
