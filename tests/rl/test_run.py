@@ -5,6 +5,7 @@ One supervised start serves all of them. Commands run as a user's would: in proc
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,12 +25,13 @@ TEMPER = [sys.executable, "-W", "ignore", "-m", "rl.cli"]
 # One easy family, so that the supervised start takes a minute.
 EASY = [
     "wandb=disabled",
-    "tasks.families=[{name: products, options: {min_terms: 2, max_terms: 2, max_digits: 1}},"
-    "{name: chain_sum, options: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}]",
-    "sft.min_steps=40",
-    "sft.max_steps=120",
+    "tasks.families=[{name: products, options: {min_terms: 2, max_terms: 3, max_digits: 1}}]",
+    "tasks.held_out_percent=30",
+    "sft.min_steps=60",
+    "sft.max_steps=160",
     "sft.test_every=10",
     "sft.target_accuracy=0.3",
+    "evaluation.tasks=192",
 ]
 SHORT = [*EASY, "sft=null", "evaluation.tasks=16", "checkpoint.every=1"]
 
@@ -92,22 +94,22 @@ def _nothing_left(parts: list[psutil.Process]) -> None:
 def test_accuracy_on_held_out_tasks_rises(start: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     done = _run(
-        "train", "quickstart", *EASY, "sft=null", f"policy.path={start}", "steps=40",
+        "train", "quickstart", *EASY, "sft=null", f"policy.path={start}", "steps=80",
         "optimizer.learning_rate=1e-4", f"run_dir={folder.root}", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads(folder.summary.read_text())
     assert summary == json.loads(done.stdout.splitlines()[-1])
     assert 0.1 < summary["eval_before"]["all"] < 0.75
-    # 256 tasks, two samples each: the standard error of the difference is about 0.04.
+    # 192 tasks, two samples each: the standard error of the difference is under 0.05.
     assert summary["eval_after"]["all"] > summary["eval_before"]["all"] + 0.08
     rows = read_metrics(folder.metrics)
-    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert [row["step"] for row in rows] == list(range(1, 81))
     assert all(row["staleness/max"] <= 1 for row in rows)
     assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
     assert folder.plot.stat().st_size > 10_000
     assert "Held-out pass@1" in folder.report.read_text()
-    assert len(list(folder.samples.glob("step_*.jsonl"))) == 40
+    assert len(list(folder.samples.glob("step_*.jsonl"))) == 80
     exported = tmp_path / "exported"
     assert _run("export", str(folder.root), str(exported)).returncode == 0
     assert (exported / "config.json").is_file() and (exported / "tokenizer.json").is_file()
@@ -131,9 +133,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
 ) -> None:
     driver, folder = running
     parts = driver.children(recursive=True)
+    # Two agents of Ray's own notice the death of their node up to a minute later.
+    workers = [p for p in parts if re.search("VLLM|Worker", " ".join(p.cmdline()))]
+    assert len(workers) == 4
     driver.kill()
     driver.wait()
-    _wait(lambda: not any(p.is_running() for p in parts), 40, "processes end with their driver")
+    _wait(lambda: not any(p.is_running() for p in workers), 40, "workers end with their driver")
     reached = read_state(latest_checkpoint(folder.checkpoints)).step
     before = read_metrics(folder.metrics)[:reached]
     done = _run(
