@@ -11,7 +11,9 @@ STAMP := $(VENV)/installed-$(EXTRA)
 UV_VERSION := 0.13.9
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A local wheel folder that pip is configured with is where a mirror keeps large wheels; uv does not look there by itself.
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+ifndef UV_FIND_LINKS
+export UV_FIND_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+endif
 RECIPE ?= quickstart
 # Without compiled modules each of a run's processes would spend its first ten seconds compiling torch and vLLM.
 unexport PYTHONDONTWRITEBYTECODE

@@ -287,14 +287,15 @@ class Cluster:
             replace(self._config.engine, seed=seed + index)
             for index in range(self._config.cluster.rollout_workers)
         ]
-        self._rollouts = [_actor(RolloutWorker) for _ in configs]
+        workers = [_actor(RolloutWorker) for _ in configs]
         await asyncio.gather(
             *(
                 ask(worker.start.remote(engine, checkpoint, self._judges))
-                for worker, engine in zip(self._rollouts, configs, strict=True)
+                for worker, engine in zip(workers, configs, strict=True)
             )
         )
-        return RemoteRollouts(self._rollouts)
+        self._rollouts = workers  # only started engines have anything to put away
+        return RemoteRollouts(workers)
 
     async def shutdown(self) -> None:
         """Let every part put its things away, then leave Ray (and stop it, if started here)."""

@@ -94,7 +94,8 @@ class Training:
             seed=config.seed,
         )
         # Sampling must not repeat itself when a run goes on at a later step.
-        seed = config.seed * 1_000_003 + self.state.step * config.cluster.rollout_workers
+        draws = self.state.step * config.cluster.rollout_workers
+        seed = (config.seed * 1_000_003 + draws) % 2**31
         self._placing = asyncio.create_task(
             cluster.place_rollouts(self.start_checkpoint, seed=seed)
         )
