@@ -79,11 +79,14 @@ def test_bad_tensors_are_named(
         load_k2(folder)
 
 
-def test_derived_rotary_frequencies_are_accepted(folder: Path) -> None:
+def test_derived_rotary_frequencies_are_passed_over(folder: Path) -> None:
+    before = load_k2(folder).state_dict()
     _change(
         folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32)})
     )
-    load_k2(folder)
+    after = load_k2(folder).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -100])
