@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     driver, folder = running
     parts = driver.children(recursive=True)
     # Two agents of Ray's own notice the death of their node up to a minute later.
-    workers = [p for p in parts if re.search("VLLM|Worker", " ".join(p.cmdline()))]
+    workers = [p for p in parts if re.match(r"VLLM|ray::\w+Worker", " ".join(p.cmdline()))]
     assert len(workers) == 4
     driver.kill()
     driver.wait()
