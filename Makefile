@@ -11,8 +11,11 @@ STAMP := $(VENV)/installed-$(EXTRA)
 UV_VERSION := 0.13.9
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A local wheel folder that pip is configured with is where a mirror keeps large wheels; uv does not look there by itself.
+# For CPU only: torch 2.13.0+cpu would satisfy the CUDA lock's torch 2.13.0 too.
+ifeq ($(EXTRA),cpu)
 ifndef UV_FIND_LINKS
 export UV_FIND_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+endif
 endif
 RECIPE ?= quickstart
 # Without compiled modules each of a run's processes would spend its first ten seconds compiling torch and vLLM.
@@ -34,7 +37,7 @@ $(STAMP): $(LOCK) pyproject.toml | $(BIN)/uv
 	       $(BIN)/uv pip install --python $(BIN)/python --no-deps --index-strategy unsafe-best-match \
 	         --extra-index-url $(TORCH_CPU_INDEX) -r $(LOCK); }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	$(BIN)/python -W ignore -c "import rl.train, rl.learner, rollout.engine, rewards.judge" 2>/dev/null
+	$(BIN)/python -W ignore -c "import rl.train, rl.learner, rollout.engine, rewards.judge" 2>/dev/null || true
 	touch $@
 
 train: setup
@@ -55,6 +58,7 @@ lock: $(BIN)/uv
 	printf '%s ; python_version < "3"\n' kernels torchvision torchaudio torchcodec > $(VENV)/exclude-cpu.txt
 	printf '%s ; python_version < "3"\n' kernels > $(VENV)/exclude-cuda.txt
 	for extra in cpu cuda; do \
+	  if [ $$extra = cuda ]; then unset UV_FIND_LINKS; fi; \
 	  $(BIN)/uv pip compile pyproject.toml --quiet --extra $$extra --group dev --override $(VENV)/exclude-$$extra.txt \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate --no-header \
 	    -o requirements-$$extra.lock || exit 1; \
