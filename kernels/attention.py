@@ -154,12 +154,13 @@ class _CausalAttention(torch.autograd.Function):
         # No real query sees a padded key, and padded queries are silenced below: only real rows
         # have a gradient.
         parts: tuple[list[Tensor], ...] = ([], [], [])
+        saved = ctx.saved_tensors  # once: a checkpointed layer's can be unpacked only once
         for index, block in enumerate(ctx.layout.blocks):
             dout = _pad(grads[0], block)
             dout.view(-1, dout.shape[-1]).index_fill_(
                 0, block.padding, 0
             )  # padding passes nothing back
-            q, k, v, out, logsumexp = ctx.saved_tensors[5 * index : 5 * index + 5]
+            q, k, v, out, logsumexp = saved[5 * index : 5 * index + 5]
             found = _backward_block(dout, q, k, v, out, logsumexp, ctx.scale)
             for part, grad in zip(parts, found, strict=True):
                 part.append(grad)

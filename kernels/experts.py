@@ -29,13 +29,40 @@ def naive_routed_experts(
     return out
 
 
+def _grouped_mm_takes(weight: Tensor) -> bool:
+    """torch's grouped product wants rows that begin at multiples of 16 bytes, and no fp64."""
+    sizes = (*weight.shape[1:], weight.storage_offset())
+    aligned = all(size * weight.itemsize % 16 == 0 for size in sizes)
+    return aligned and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 class _GroupedLinear(torch.autograd.Function):
-    """Rows sorted by expert, each block times its own matrix: x[e] @ weight[e].T."""
+    """Rows sorted by expert, each block times its own matrix: x[e] @ weight[e].T.
+
+    `ends` [E], int32, are the rows where the experts' blocks end. They stay on the device: nothing
+    here waits for them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        return functional.grouped_mm(x, weight.mT, offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, ends = ctx.saved_tensors
+        dout = grads[0].contiguous()
+        dx = functional.grouped_mm(dout, weight, offs=ends)
+        return dx, functional.grouped_mm(dout.T, x, offs=ends), None
+
+
+class _LoopedLinear(torch.autograd.Function):
+    """The same for sizes and precisions that the grouped product does not take."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.counts = counts
+        ctx.counts = counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
         out = x.new_empty(x.shape[0], weight.shape[1])
         for rows, target, matrix in zip(x.split(counts), out.split(counts), weight, strict=True):
             torch.mm(rows, matrix.T, out=target)
@@ -57,16 +84,15 @@ class _Dispatch(torch.autograd.Function):
     """Tokens [T, D] -> rows [R, D] sorted by expert; backward sums K rows without atomic adds."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, per_token: int) -> Tensor:
         ctx.save_for_backward(inverse)
-        ctx.per_token = len(order) // len(x)
-        return x.index_select(0, order // ctx.per_token)
+        ctx.shape = (len(x), per_token, x.shape[1])
+        return x.index_select(0, order // per_token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (inverse,) = ctx.saved_tensors
-        rows = grads[0].index_select(0, inverse)
-        return rows.view(-1, ctx.per_token, rows.shape[-1]).sum(1), None, None
+        return grads[0].index_select(0, inverse).view(ctx.shape).sum(1), None, None, None
 
 
 class _Combine(torch.autograd.Function):
@@ -86,6 +112,10 @@ class _Combine(torch.autograd.Function):
         return spread.mul_(weights.flatten()[order, None]), dweights, None, None
 
 
+def _grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return (_GroupedLinear if _grouped_mm_takes(weight) else _LoopedLinear).apply(x, weight, ends)
+
+
 def routed_experts(
     x: Float[Tensor, "T D"],
     gate_up: Float[Tensor, "E twoI D"],
@@ -94,14 +124,12 @@ def routed_experts(
     weights: Float[Tensor, "T K"],
 ) -> Float[Tensor, "T D"]:
     """sum_k weights[t, k] * Expert_chosen[t, k](x[t]); `gate_up` holds gate rows, then up rows."""
-    flat = chosen.flatten()
-    order = flat.argsort(stable=True)
-    inverse = torch.empty_like(order).scatter_(
-        0, order, torch.arange(len(order), device=order.device)
-    )
-    counts = flat.bincount(minlength=gate_up.shape[0]).tolist()
-    gate, up = _GroupedLinear.apply(_Dispatch.apply(x, order, inverse), gate_up, counts).chunk(
-        2, dim=-1
-    )
-    rows = _GroupedLinear.apply(functional.silu(gate) * up, down, counts)
+    # The sort tells the blocks' ends as well: counting would make a GPU's host wait.
+    by_expert, order = chosen.flatten().sort(stable=True)
+    every = torch.arange(gate_up.shape[0], device=x.device, dtype=by_expert.dtype)
+    ends = torch.searchsorted(by_expert, every, right=True, out_int32=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+    rows = _Dispatch.apply(x, order, inverse, chosen.shape[1])
+    gate, up = _grouped_linear(rows, gate_up, ends).chunk(2, dim=-1)
+    rows = _grouped_linear(functional.silu(gate) * up, down, ends)
     return _Combine.apply(rows, weights.to(x.dtype), order, inverse)

@@ -1,17 +1,18 @@
 """Log-probability of given tokens, and entropy, from hidden states, without ever holding [T, V].
 
-Shapes: T tokens, D hidden, V vocabulary.
+Shapes: T tokens, D hidden, V vocabulary. A tile is a slice `rows` of T times one `columns` of V.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CPU_CHUNK = 1 << 18  # logits held at once: on CPU they should stay in cache,
-GPU_CHUNK = 1 << 27  # on GPU they should fill the machine
+CPU_TILE = 1 << 18  # logits held at once: on CPU they should stay in cache,
+GPU_TILE = 1 << 24  # on GPU their product should fill the machine
+CPU_ROWS = 1 << 9  # rows of a tile when the vocabulary is large
+GPU_ROWS = 1 << 13
 
 
 def naive_token_logprobs(
@@ -30,53 +31,91 @@ def naive_token_logprobs(
     return logprobs.gather(1, targets[:, None])[:, 0], entropy
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Slices over T."""
-    elements = CPU_CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
-    size = max(64, elements // weight.shape[0])
-    return (slice(begin, begin + size) for begin in range(0, len(hidden), size))
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
+
+
+def _tiles(tokens: int, vocabulary: int, device: torch.device) -> tuple[list[slice], list[slice]]:
+    """Slices of T and of V. The loops keep the columns and change the rows fastest: a weight is
+    read from memory once, and its gradient written once."""
+    cpu = device.type == "cpu"
+    tile, most = (CPU_TILE, CPU_ROWS) if cpu else (GPU_TILE, GPU_ROWS)
+    columns = min(vocabulary, max(64, tile // max(1, min(tokens, most))))
+    return _slices(tokens, max(64, tile // columns)), _slices(vocabulary, columns)
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
-    """One chunk of logits over temperature, at least fp32."""
-    logits = hidden.to(weight.dtype) @ weight.T
-    return logits.to(temperature.dtype).div_(temperature[:, None])
+    """One tile of logits over temperature, at least fp32."""
+    return (hidden @ weight.T).to(temperature.dtype).div_(temperature[:, None])
+
+
+def _places(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Which targets lie in these columns, and where: [rows, 1] each."""
+    place = targets[:, None] - columns.start
+    width = columns.stop - columns.start
+    return (place >= 0) & (place < width), place.clamp(0, width - 1)
+
+
+def _accumulate(into: Tensor, a: Tensor, b: Tensor) -> None:
+    """into += a @ b; the product is in the precision of a and b, the sum in that of `into`."""
+    if a.dtype == into.dtype:
+        into.addmm_(a, b)
+    else:
+        into += a @ b
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Chunks over T; the backward pass computes the logits once more."""
+    """The softmax is summed up tile by tile; the backward pass computes the logits once more."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        logprobs, logsumexp = temperature.new_empty(2, len(hidden)).unbind(0)
-        entropy = torch.empty_like(logprobs)
-        for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, temperature[rows])
-            logsumexp[rows] = logits.logsumexp(-1)
-            logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - logsumexp[rows]
-            probs = (logits - logsumexp[rows, None]).exp_()
-            entropy[rows] = logsumexp[rows] - torch.linalg.vecdot(probs, logits)
+        # Of the logits seen so far: maximum m, sum of e^(l - m), sum of l e^(l - m); the target's.
+        top, total, moment, mine = temperature.new_zeros(4, len(hidden)).unbind(0)
+        top.fill_(-torch.inf)
+        wide = hidden.to(weight.dtype)
+        row_slices, column_slices = _tiles(len(hidden), len(weight), hidden.device)
+        for columns in column_slices:
+            for rows in row_slices:
+                logits = _logits(wide[rows], weight[columns], temperature[rows])
+                inside, place = _places(targets[rows], columns)
+                mine[rows] += torch.where(inside, logits.gather(1, place), 0)[:, 0]
+                before = top[rows].clone()
+                top[rows] = torch.maximum(before, logits.amax(-1))
+                shrink = (before - top[rows]).exp_()
+                scaled = (logits - top[rows, None]).exp_()
+                total[rows] = total[rows] * shrink + scaled.sum(-1)
+                moment[rows] = moment[rows] * shrink + torch.linalg.vecdot(scaled, logits)
+        logsumexp = total.log() + top
+        entropy = logsumexp - moment / total
         ctx.save_for_backward(hidden, weight, targets, temperature, logsumexp)
         ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return mine - logsumexp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, temperature, logsumexp = ctx.saved_tensors
-        slope = grads[0] / temperature
-        dhidden, narrow = torch.empty_like(hidden), weight.to(hidden.dtype)
-        dweight = torch.zeros_like(weight, dtype=temperature.dtype)
-        for rows in _chunks(hidden, weight):
-            # d logprob / d logit = onehot - p
-            dlogits = _logits(hidden[rows], weight, temperature[rows])
-            dlogits.sub_(logsumexp[rows, None]).exp_().mul_(-slope[rows, None])
-            dlogits.scatter_add_(1, targets[rows, None], slope[rows, None])
-            dlogits = dlogits.to(hidden.dtype)
-            dhidden[rows] = dlogits @ narrow
-            dweight += dlogits.T @ hidden[rows]
-        return dhidden, dweight.to(weight.dtype), None, None
+        slope, wide = (grads[0] / temperature)[:, None], hidden.to(weight.dtype)
+        dhidden = torch.zeros_like(hidden, dtype=temperature.dtype)
+        dweight = torch.empty_like(weight)
+        row_slices, column_slices = _tiles(len(hidden), len(weight), hidden.device)
+        for columns in column_slices:
+            narrow = weight[columns].to(hidden.dtype)
+            # The gradient itself when it is wide enough to be summed up in.
+            total = dweight[columns].to(temperature.dtype).zero_()
+            for rows in row_slices:
+                # d logprob / d logit = onehot - p
+                dlogits = _logits(wide[rows], weight[columns], temperature[rows])
+                dlogits.sub_(logsumexp[rows, None]).exp_().mul_(-slope[rows])
+                inside, place = _places(targets[rows], columns)
+                dlogits.scatter_add_(1, place, torch.where(inside, slope[rows], 0))
+                dlogits = dlogits.to(hidden.dtype)
+                _accumulate(dhidden[rows], dlogits, narrow)
+                _accumulate(total, dlogits.T, hidden[rows])
+            if total.dtype != dweight.dtype:
+                dweight[columns] = total
+        return dhidden.to(hidden.dtype), dweight, None, None
 
 
 def token_logprobs(
@@ -88,8 +127,14 @@ def token_logprobs(
     """ln p(targets[t] | hidden[t]) and the entropy of p = softmax(hidden weight^T / temperature).
 
     Logits are computed in the weight's precision, the softmax in at least fp32, products of the
-    backward pass in the precision of `hidden`. The entropy has no gradient.
+    backward pass in the precision of `hidden`. The entropy has no gradient. Raises ValueError on a
+    target outside the vocabulary.
     """
+    outside = (targets < 0) | (targets >= len(weight))
+    if bool(outside.any()):
+        raise ValueError(
+            f"target token {int(targets[outside][0])} is not in the vocabulary of {len(weight)}"
+        )
     dtype = torch.promote_types(weight.dtype, torch.float32)
     tempered = torch.as_tensor(temperature, dtype=dtype, device=hidden.device).expand(len(hidden))
     return _TokenLogprobs.apply(hidden, weight, targets, tempered)

@@ -47,14 +47,14 @@ class _RMSNorm(torch.autograd.Function):
         # y = x r g with r = 1 / rms:  dg = sum_t r (dy x),  dx = r g dy - x r^3 <g, dy x> / D
         x, gain, inverse = ctx.saved_tensors
         dx, dgain = torch.empty_like(x), torch.zeros_like(gain, dtype=inverse.dtype)
-        gain = gain.to(inverse.dtype)
+        wide = gain.to(inverse.dtype)
         for rows in _chunks(x):
             part, dy, r = x[rows].to(inverse.dtype), grads[0][rows].to(inverse.dtype), inverse[rows]
             product = dy * part
             dgain += product.mT @ r[:, 0]
-            slope = (product @ gain)[:, None] * r.pow(3).div_(-x.shape[-1])
-            dx[rows] = torch.mul(dy, gain, out=product).mul_(r).addcmul_(part, slope)
-        return dx, dgain.to(ctx.saved_tensors[1].dtype), None
+            slope = (product @ wide)[:, None] * r.pow(3).div_(-x.shape[-1])
+            dx[rows] = torch.mul(dy, wide, out=product).mul_(r).addcmul_(part, slope)
+        return dx, dgain.to(gain.dtype), None
 
 
 def rms_norm(

@@ -1,205 +1,10 @@
-"""Settings of the K2 network and of its optimiser. Light: imports nothing heavy."""
+"""Settings of the networks, of the optimiser and of its shards. Light: imports nothing heavy."""
 
-import json
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum
 
-# What a config.json may say of parts that have one form only in our network. Any other value is
-# refused, not ignored.
-ONLY_VALUES: dict[str, Any] = {
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "moe_layer_freq": 1,
-    "n_group": 1,
-    "norm_topk_prob": True,
-    "num_mtp_layers": 0,
-    "num_nextn_predict_layers": 0,
-    "quantization_config": None,
-    "rope_interleave": True,
-    "scoring_func": "sigmoid",
-    "tie_word_embeddings": False,
-    "topk_group": 1,
-    "topk_method": "noaux_tc",
-}
-
-
-@dataclass(kw_only=True, slots=True)
-class RopeScaling:
-    """YaRN (spec 1.1). K2's beta_fast is 1, not YaRN's usual 32."""
-
-    type: str = "yarn"
-    factor: float = 32.0
-    original_max_position_embeddings: int = 4096
-    beta_fast: float = 1.0
-    beta_slow: float = 1.0
-    mscale: float = 1.0
-    mscale_all_dim: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse what `model.k2.rope_frequencies` does not compute."""
-        if self.type != "yarn":
-            raise ValueError(f"rope_scaling.type must be 'yarn', got {self.type!r}")
-        if self.factor < 1 or self.original_max_position_embeddings < 1:
-            raise ValueError(
-                "rope_scaling.factor and original_max_position_embeddings must be at least 1, "
-                f"got {self.factor} and {self.original_max_position_embeddings}"
-            )
-        if self.beta_fast <= 0 or self.beta_slow <= 0 or self.beta_fast < self.beta_slow:
-            raise ValueError(
-                "rope_scaling needs beta_fast >= beta_slow > 0, "
-                f"got beta_fast {self.beta_fast} and beta_slow {self.beta_slow}"
-            )
-        if self.mscale != self.mscale_all_dim:
-            raise ValueError(
-                "rope_scaling.mscale must equal mscale_all_dim (cos and sin are not scaled), "
-                f"got {self.mscale} and {self.mscale_all_dim}"
-            )
-
-
-@dataclass(kw_only=True, slots=True)
-class K2Config:
-    """The network, with the keys of the released config.json. Defaults: K2-Instruct (spec 1.1)."""
-
-    vocab_size: int = 163840
-    hidden_size: int = 7168
-    intermediate_size: int = 18432
-    moe_intermediate_size: int = 2048
-    num_hidden_layers: int = 61
-    num_attention_heads: int = 64
-    num_key_value_heads: int = 64
-    n_shared_experts: int = 1
-    n_routed_experts: int = 384
-    num_experts_per_tok: int = 8
-    first_k_dense_replace: int = 1
-    """Number of leading dense layers in the whole model."""
-    routed_scaling_factor: float = 2.827
-    q_lora_rank: int = 1536
-    kv_lora_rank: int = 512
-    qk_nope_head_dim: int = 128
-    qk_rope_head_dim: int = 64
-    v_head_dim: int = 128
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 50000.0
-    rope_scaling: RopeScaling | None = field(default_factory=RopeScaling)
-    max_position_embeddings: int = 131072
-    initializer_range: float = 0.02
-    bos_token_id: int = 163584
-    eos_token_id: int = 163586
-    """<|im_end|>: what ends a turn."""
-    pad_token_id: int = 163839
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built, by name."""
-        may_be_zero = ("first_k_dense_replace", "bos_token_id", "eos_token_id", "pad_token_id")
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "rope_scaling":
-                continue
-            if value < 0 or (value == 0 and item.name not in may_be_zero):
-                raise ValueError(f"{item.name} must be positive, got {value}")
-        if self.num_key_value_heads != self.num_attention_heads:
-            raise ValueError(
-                f"num_key_value_heads must equal num_attention_heads ({self.num_attention_heads}), "
-                f"got {self.num_key_value_heads}"
-            )
-        if self.num_experts_per_tok > self.n_routed_experts:
-            raise ValueError(
-                f"num_experts_per_tok must be at most n_routed_experts ({self.n_routed_experts}), "
-                f"got {self.num_experts_per_tok}"
-            )
-        if self.first_k_dense_replace > self.num_hidden_layers:
-            raise ValueError(
-                "first_k_dense_replace must be at most num_hidden_layers "
-                f"({self.num_hidden_layers}), got {self.first_k_dense_replace}"
-            )
-        if self.qk_rope_head_dim % 2:
-            raise ValueError(f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(self, name) >= self.vocab_size:
-                raise ValueError(
-                    f"{name} must be below vocab_size {self.vocab_size}, got {getattr(self, name)}"
-                )
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> "K2Config":
-        """Read a config.json, as released or as transformers 5 writes it (`rope_parameters`)."""
-        path = Path(path)
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(raw, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(raw).__name__}")
-        try:
-            return cls._from_dict(raw)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    @classmethod
-    def _from_dict(cls, raw: dict[str, Any]) -> "K2Config":
-        for key, only in ONLY_VALUES.items():
-            if raw.get(key, only) != only:
-                raise ValueError(
-                    f"{key} must be {only!r}, got {raw[key]!r}: not implemented by this network"
-                )
-        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-        values: dict[str, Any] = {
-            item.name: raw[item.name] for item in fields(cls) if raw.get(item.name) is not None
-        }
-        values["rope_theta"] = rope.pop("rope_theta", None) or raw.get("rope_theta")
-        needed = [item.name for item in fields(cls) if not item.name.endswith("_token_id")]
-        missing = [key for key in needed if key != "rope_scaling" and values.get(key) is None]
-        if missing:
-            raise ValueError(f"missing keys: {', '.join(missing)}")
-        for key, value in values.items():
-            if key != "rope_scaling" and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise ValueError(f"{key} must be a number, got {value!r}")
-        values["rope_scaling"] = _rope_scaling(rope)
-        return cls(**values)
-
-    def to_json(self, path: str | Path, dtype: str = "bfloat16") -> None:
-        """Write a config.json that vLLM and transformers load unchanged.
-
-        model_type is deepseek_v3, not kimi_k2: vLLM treats both alike, transformers knows only the
-        former.
-        """
-        raw = {
-            "architectures": ["DeepseekV3ForCausalLM"],
-            "model_type": "deepseek_v3",
-            **asdict(self),
-            **{
-                key: value
-                for key, value in ONLY_VALUES.items()
-                if value is not None and key != "num_mtp_layers"
-            },
-            "dtype": dtype,
-        }
-        Path(path).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-
-
-def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
-    """YaRN settings from `rope_scaling` (key `type`) or `rope_parameters` (key `rope_type`)."""
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    if kind == "default":
-        return None
-    known = {item.name for item in fields(RopeScaling)}
-    unknown = sorted(key for key, value in rope.items() if key not in known and value is not None)
-    if unknown:
-        raise ValueError(
-            f"rope_scaling.{unknown[0]} = {rope[unknown[0]]!r} is not implemented by this network"
-        )
-    absent = sorted(known - {"type"} - {key for key, value in rope.items() if value is not None})
-    if absent:
-        raise ValueError(
-            f"rope_scaling lacks {', '.join(absent)}: libraries differ in these defaults"
-        )
-    return RopeScaling(type=kind, **{key: rope[key] for key in known - {"type"}})
+from model.k2_config import K2Config as K2Config
+from model.k2_config import RopeScaling as RopeScaling
 
 
 @dataclass(kw_only=True, slots=True)
@@ -230,3 +35,105 @@ class MuonClipConfig:
             raise ValueError(
                 f"muonclip.adam_betas must be two numbers in [0, 1), got {self.adam_betas}"
             )
+
+
+class Schedule(Enum):
+    """How the learning rate moves after its warm-up."""
+
+    constant = "constant"
+    wsd = "wsd"
+    """Stable, then a linear decay over the last part; decay_fraction 1 is a linear schedule."""
+    cosine = "cosine"
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over a run, as a share of its peak. Default: constant (spec 2.1, RL)."""
+
+    kind: Schedule = Schedule.constant
+    warmup_steps: int = 0
+    """Steps of linear warm-up; the last of them is already at the peak."""
+    decay_fraction: float = 0.2
+    """wsd only: the share of all steps that decay."""
+    final_ratio: float = 0.1
+    """wsd and cosine: the rate after the last step, as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range, by name."""
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(
+                f"schedule.decay_fraction must be in (0, 1], got {self.decay_fraction}"
+            )
+        if not 0 <= self.final_ratio <= 1:
+            raise ValueError(f"schedule.final_ratio must be in [0, 1], got {self.final_ratio}")
+
+
+class Precision(Enum):
+    """Number format of weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Offload(Enum):
+    """Where the optimiser's state and its float32 weights lie between steps."""
+
+    none = "none"
+    cpu = "cpu"
+    nvme = "nvme"
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    """How the learner is spread: ZeRO over all shards, routed experts over some of them."""
+
+    shards: int = 1
+    """Learner processes; each is one Ray actor, one rank of torch.distributed, one GPU if any."""
+    zero_stage: int = 1
+    """What is split over the shards: 1 optimiser state, 2 gradients too, 3 weights too."""
+    expert_parallel: int = 1
+    """Shards that a layer's routed experts are spread over; divides `shards` and the experts."""
+    weights: Precision = Precision.float32
+    """Of forward and backward. bfloat16 keeps float32 weights with the optimiser."""
+    offload: Offload = Offload.none
+    nvme_path: str | None = None
+    """Folder on a local disk, for offload=nvme."""
+    checkpoint_layers: bool = False
+    """Keep only every layer's input and compute the layer again in the backward pass."""
+    timeout_seconds: int = 1800
+    """Longest wait in one collective; then the run ends with an error instead of hanging."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot work, by name."""
+        for name in ("shards", "expert_parallel", "timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"parallel.{name} must be at least 1, got {getattr(self, name)}")
+        if self.zero_stage not in (1, 2, 3):
+            raise ValueError(f"parallel.zero_stage must be 1, 2 or 3, got {self.zero_stage}")
+        if self.shards % self.expert_parallel:
+            raise ValueError(
+                f"parallel.expert_parallel={self.expert_parallel} must divide "
+                f"parallel.shards={self.shards}"
+            )
+        if self.weights is Precision.bfloat16 and self.zero_stage == 1:
+            raise ValueError(
+                "parallel.weights=bfloat16 needs parallel.zero_stage=2 or 3: with stage 1 every "
+                "shard would keep all gradients in float32"
+            )
+        if self.offload is Offload.nvme and (self.zero_stage != 3 or self.nvme_path is None):
+            raise ValueError(
+                "parallel.offload=nvme needs parallel.zero_stage=3 and parallel.nvme_path"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """The place of one shard among all, and where they meet."""
+
+    rank: int
+    size: int
+    address: str  # host of rank 0
+    port: int
+    local_rank: int = 0  # which GPU of its host

@@ -1,140 +1,214 @@
-"""Names and files of a Hugging Face checkpoint: released tensor names, safetensors shards."""
+"""Formats of a Hugging Face checkpoint: released names; plain, block-FP8 (spec 1.6) or INT4 (7).
+
+A quantised tensor `X.weight` is stored in parts. FP8: `X.weight` and `X.weight_scale_inv`. INT4
+(compressed-tensors, pack-quantized): `X.weight_packed`, `X.weight_scale` and `X.weight_shape`.
+Quantising is `kernels.fp8.quantise` and `kernels.int4.quantise`, whoever asks.
+"""
 
 import json
+import re
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-# Written by some converters; follows from the config.
-DERIVED = ".rotary_emb.inv_freq"
+from kernels import fp8, int4
+
+ROUTED_EXPERT = re.compile(r"\.mlp\.experts\.\d+\.(gate|up|down)_proj\.weight$")
+# Attention, dense MLP, shared and routed experts; not embedding, head, router, norms.
+PROJECTION = re.compile(r"_proj(_with_mqa)?\.weight$")
+KEEPS_FP32 = "e_score_correction_bias"
+INT4_IGNORED = [
+    "lm_head",
+    "re:.*self_attn.*",
+    "re:.*shared_experts.*",
+    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+    r"re:.*mlp\.gate$",
+]
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message says what and where."""
 
 
-def released_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every stored tensor under its released name; experts are views of the fused tensors."""
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".experts.gate_up_proj"):
-            base = name.removesuffix("gate_up_proj")
-            for expert, matrix in enumerate(tensor):
-                gate, up = matrix.chunk(2)
-                yield f"{base}{expert}.gate_proj.weight", gate
-                yield f"{base}{expert}.up_proj.weight", up
-        elif name.endswith(".experts.down_proj"):
-            base = name.removesuffix("down_proj")
-            for expert, matrix in enumerate(tensor):
-                yield f"{base}{expert}.down_proj.weight", matrix
-        else:
-            yield name, tensor
+class Quantised(Enum):
+    """What is stored in few bits; the other tensors are plain, in bfloat16 as released."""
+
+    fp8 = "fp8"
+    """e4m3 in blocks of 128 x 128: attention, dense MLP, shared and routed experts."""
+    int4 = "int4"
+    """Groups of 32: routed experts only."""
 
 
-def _shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder."""
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint folder at {folder}")
-    index = folder / INDEX
-    if index.exists():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
-    elif (folder / SINGLE).exists():
-        names = [SINGLE]
+def release(name: str, tensor: Tensor, first_expert: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The released names of one parameter or buffer of a network, with views of it.
+
+    `gate_up_proj` [E, 2 I, D] and `down_proj` [E, D, I] hold the E experts from `first_expert` on.
+    """
+    if name.endswith(".experts.gate_up_proj"):
+        base = name.removesuffix("gate_up_proj")
+        for expert, matrix in enumerate(tensor, first_expert):
+            gate, up = matrix.chunk(2)
+            yield f"{base}{expert}.gate_proj.weight", gate
+            yield f"{base}{expert}.up_proj.weight", up
+    elif name.endswith(".experts.down_proj"):
+        base = name.removesuffix("down_proj")
+        for expert, matrix in enumerate(tensor, first_expert):
+            yield f"{base}{expert}.down_proj.weight", matrix
     else:
-        raise CheckpointError(f"no weights in {folder}: neither {INDEX} nor {SINGLE}")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{folder} lacks {_listing(missing)}, named in {INDEX}")
-    return [folder / name for name in names]
+        yield name, tensor
 
 
-def _listing(names: list[str]) -> str:
-    """The first names, and how many more."""
-    shown = ", ".join(names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
+def released_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every stored tensor of a network under its released name; experts are views."""
+    for name, tensor in model.state_dict().items():
+        yield from release(name, tensor)
 
 
-def read_into(slots: dict[str, Tensor], folder: Path) -> None:
-    """Copy a checkpoint into the given tensors; nothing is copied before all of it fits."""
-    files = _shard_files(folder)
-    shapes: dict[str, list[int]] = {}
-    for file in files:
-        shapes.update(_shapes(file))
-    problems = [
-        f"{name} has shape {shapes[name]}, the config asks for {list(slot.shape)}"
-        for name, slot in slots.items()
-        if name in shapes and shapes[name] != list(slot.shape)
-    ]
-    missing = [name for name in slots if name not in shapes]
-    extra = [name for name in shapes if name not in slots and not name.endswith(DERIVED)]
-    if missing:
-        problems.append(f"missing tensors: {_listing(missing)}")
-    if extra:
-        problems.append(f"tensors that the network does not have: {_listing(extra)}")
-    if problems:
-        raise CheckpointError(f"{folder} does not fit its config: " + "; ".join(problems))
-    for file in files:
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 (not a mapping)
-                if name in slots:
-                    slots[name].copy_(_plain(name, shard.get_tensor(name)))
+def is_quantised(name: str, quantised: Quantised | None) -> bool:
+    """Whether a tensor of that released name is quantised in that format."""
+    if quantised is None:
+        return False
+    pattern = PROJECTION if quantised is Quantised.fp8 else ROUTED_EXPERT
+    return pattern.search(name) is not None
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Names and shapes of one shard, from its header."""
+def store(
+    name: str,
+    tensor: Tensor,
+    dtype: torch.dtype,
+    quantised: Quantised | None = None,
+    *,
+    unpacked: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint holds of one released tensor: in parts, or in `dtype` (router bias fp32).
+
+    `unpacked` gives the values that the parts stand for, in `dtype`: for a plain engine that serves
+    a network trained with INT4 experts. A tensor that already has `dtype` is passed on as it is.
+    Quantise from the master weights: what was rounded to bfloat16 before rounds differently.
+    ValueError for INT4 rows that are not a multiple of 32.
+    """
+    if not is_quantised(name, quantised):
+        yield name, tensor.to(torch.float32 if name.endswith(KEEPS_FP32) else dtype)
+    elif quantised is Quantised.fp8:
+        stored = fp8.quantise(tensor)
+        if unpacked:
+            yield name, fp8.dequantise(stored, dtype)
+        else:
+            yield name, stored.weight
+            yield f"{name}_scale_inv", stored.weight_scale_inv
+    elif unpacked:
+        yield name, int4.fake_quantise(tensor, dtype=dtype)
+    else:
+        packed, scale = int4.quantise(tensor)
+        yield f"{name}_packed", packed
+        yield f"{name}_scale", scale
+        yield f"{name}_shape", torch.tensor(tensor.shape, dtype=torch.int32)
+
+
+def check_format(shapes: dict[str, torch.Size], quantised: Quantised | None) -> None:
+    """CheckpointError naming what `quantised` cannot store; `shapes` are of all tensors."""
+    few = {name: shape for name, shape in shapes.items() if is_quantised(name, quantised)}
+    if quantised is not None and not few:
+        raise CheckpointError(f"no tensor of this network is stored in {quantised.value}")
+    for name, shape in few.items():
+        if quantised is Quantised.int4 and shape[-1] % int4.GROUP:
+            raise CheckpointError(
+                f"{name} has rows of {shape[-1]}, INT4 needs a multiple of {int4.GROUP}: "
+                "store this network in fp8 or bfloat16"
+            )
+
+
+def quantisation_config(quantised: Quantised) -> dict[str, Any]:
+    """`quantization_config` of config.json, as vLLM and transformers read it."""
+    if quantised is Quantised.fp8:
+        return {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [fp8.BLOCK, fp8.BLOCK],
+        }
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": int4.GROUP,
+        "dynamic": False,
+        "observer": "minmax",
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": INT4_IGNORED,
+    }
+
+
+def stored_quantisation(folder: Path) -> Quantised | None:
+    """How a checkpoint folder is quantised, by its config.json; None if it is not.
+
+    Raises CheckpointError naming the key and value of a format that is not read.
+    """
+    file = folder / "config.json"
     try:
-        with safe_open(file, framework="pt") as shard:
-            names = list(shard.keys())
-            return {name: list(shard.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or corrupt: {error}") from error
+        return quantisation_of(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
-def _plain(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, unless its numbers mean nothing without a scale."""
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise CheckpointError(
-            f"{name} is stored as {tensor.dtype}: quantised checkpoints are not read"
-        )
-    return tensor
+def quantisation_of(config: dict[str, Any]) -> Quantised | None:
+    """The format that a config.json names, there or in its `text_config`; None if plain.
+
+    Raises ValueError naming the key and value of a format that is not read.
+    """
+    settings = config.get("quantization_config")
+    if settings is None:
+        settings = (config.get("text_config") or {}).get("quantization_config")
+    if settings is not None and not isinstance(settings, dict):
+        raise ValueError(f"quantization_config must be an object, got {settings!r}")
+    return None if settings is None else _quantisation(settings)
 
 
-def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:
-    """Stream tensors into shards of about `shard_bytes`; more than one get an index."""
-    shards: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    total = size = 0
+def _quantisation(settings: dict[str, Any]) -> Quantised:
+    """The format of a `quantization_config`; ValueError naming what is not read."""
+    method = settings.get("quant_method")
+    if method == "fp8":
+        _require(settings, "", {"fmt": ("e4m3", None), "weight_block_size": ([128, 128],)})
+        return Quantised.fp8
+    if method != "compressed-tensors":
+        _require(settings, "", {"quant_method": ("fp8", "compressed-tensors")})
+    _require(settings, "", {"format": ("pack-quantized",), "kv_cache_scheme": (None, {})})
+    if not settings.get("config_groups"):
+        raise ValueError("quantization_config.config_groups must name a group of weights")
+    for name, group in settings["config_groups"].items():
+        where = f"config_groups.{name}."
+        _require(group, where, {"input_activations": (None,), "output_activations": (None,)})
+        weights = {
+            "num_bits": (4,),
+            "type": ("int",),
+            "symmetric": (True,),
+            "strategy": ("group",),
+            "group_size": (int4.GROUP,),
+            "actorder": (None, False),
+        }
+        _require(group.get("weights", {}), f"{where}weights.", weights)
+    return Quantised.int4
 
-    def flush() -> None:
-        save_file(pending, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(pending))
-        pending.clear()
 
-    for name, tensor in tensors:
-        if pending and size + tensor.nbytes > shard_bytes:
-            flush()
-            size = 0
-        pending[name] = tensor.contiguous()
-        size += tensor.nbytes
-        total += tensor.nbytes
-    flush()
-    if len(shards) == 1:
-        (folder / "shard-0").rename(folder / SINGLE)
-        return
-    weight_map = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"shard-{number}").rename(folder / file)
-        weight_map.update(dict.fromkeys(names, file))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def _require(settings: dict[str, Any], where: str, allowed: dict[str, tuple[Any, ...]]) -> None:
+    """ValueError naming the first key that has none of its allowed values."""
+    for key, values in allowed.items():
+        if settings.get(key) not in values:
+            wanted = " or ".join(repr(value) for value in values)
+            raise ValueError(
+                f"quantization_config.{where}{key} must be {wanted}, got {settings.get(key)!r}: "
+                "this format is not read"
+            )

@@ -1,70 +1,87 @@
-"""MuonClip's optimiser: Muon for matrices, AdamW for gains, embedding and head (spec 2.1).
+"""MuonClip's optimiser: Muon for matrices, AdamW for gains, embedding and head (spec 2.1, 2.2).
 
-The clip is `model.qk_clip`. Departure from K2's listing: the momentum is Nesterov's, as in
-Moonlight's code.
+Works on parameters as they are, or on the flat tensors that a sharding engine made of them
+(`model.pieces`): momentum, decay and AdamW run element by element where the elements lie; a matrix
+that is cut in several parts travels to one shard, is orthogonalised there, and its update travels
+back. Nothing else moves, and nothing touches the orthogonalised update but the learning rate.
+
+Departure from K2's listing: the momentum is Nesterov's, as in Moonlight's code.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from kernels.newton_schulz import newton_schulz
 from model.config import MuonClipConfig
-from model.k2 import K2
+from model.pieces import Matrices, Matrix, Piece, is_matrix, matrices, rounds, whole_runs
+from model.state import Run, SavedState
 
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-NS_BATCH_ELEMENTS = (
-    1 << 25
-)  # matrices orthogonalised together: bounds the copies, 64 MiB each in bf16
+BATCH_ELEMENTS = 1 << 25  # of updates held at once, on every shard
 
 
-def parameter_groups(model: K2) -> list[dict[str, Any]]:
-    """Who is updated by Muon and who by AdamW.
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[dict[str, Any]]:
+    """Who is updated by Muon and who by AdamW; routed experts apart, since they are sharded apart.
 
-    Muon sees the matrices of the released checkpoint: every expert alone, gate and up apart.
-    `stacked` says how many of them lie above one another in a tensor.
+    `names` are the parameters' own, in the order of `params`. `shapes`: of whole parameters, where
+    an engine has already cut them.
     """
-    adamw, single, double = [], [], []
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 or name in ("model.embed_tokens.weight", "lm_head.weight"):
-            adamw.append(parameter)
-        elif name.endswith("experts.gate_up_proj"):
-            double.append(parameter)
-        else:
-            single.append(parameter)
-    groups = [
-        {"params": single, "muon": True, "stacked": 1},
-        {"params": double, "muon": True, "stacked": 2},
-        {"params": adamw, "muon": False, "stacked": 1},
+    kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        shape = parameter.shape if shapes is None else shapes[name]
+        key = (is_matrix(name, shape), ".experts." in name)
+        kinds.setdefault(key, []).append((name, parameter))
+    return [
+        {
+            "params": [parameter for _, parameter in members],
+            "names": [name for name, _ in members],
+            "muon": muon,
+            "experts": experts,
+        }
+        for (muon, experts), members in kinds.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
-@torch.no_grad()
-def newton_schulz(
-    x: Float[Tensor, "B n m"], steps: int, dtype: torch.dtype
-) -> Float[Tensor, "B n m"]:
-    """Singular values of every matrix (n <= m) towards one: 0.68-1.13 after 5 steps.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What lies in a flat tensor, and what moves between shards to update its matrices."""
 
-    A zero matrix stays zero.
-    """
-    a, b, c = NS_COEFFICIENTS
-    x = (x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    pieces: Sequence[Piece]  # of this shard
+    muon: bool
+    runs: Sequence[Matrices] = ()
+    rounds: Sequence[Sequence[Matrix]] = ()
+    group: dist.ProcessGroup | None = None
+    rank: int = 0  # in the group
+
+    @staticmethod
+    def of(pieces: Sequence[Piece], *, muon: bool, group: dist.ProcessGroup | None) -> "Layout":
+        """Agree with the other shards of `group`; all of them must call this together."""
+        if not muon:
+            return Layout(pieces, muon)
+        ranks, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
+        everyone: list[Sequence[Piece]] = [pieces] * ranks
+        if ranks > 1:
+            dist.all_gather_object(everyone, pieces, group=group)
+        found = matrices(everyone)
+        parts = list(rounds(found, BATCH_ELEMENTS * ranks))
+        return Layout(pieces, muon, whole_runs(found, rank), parts, group, rank)
 
 
 class MuonClip(torch.optim.Optimizer):
-    """Takes `parameter_groups(model)`.
+    """Takes `parameter_groups`; a sharding engine then says with `shard` what its tensors hold.
 
-    State: one fp32 buffer per matrix, two moments per AdamW parameter. ns_dtype is the precision of
-    Newton-Schulz: bf16 as published, also the fastest on CPUs that have it.
+    State: one fp32 momentum per matrix element, two moments per AdamW element, as flat as the
+    tensors are. ns_dtype is the precision of Newton-Schulz and of what travels between shards: bf16
+    as published, also the fastest on CPUs that have it. Gradients are used up by a step.
     """
 
     def __init__(
@@ -72,7 +89,9 @@ class MuonClip(torch.optim.Optimizer):
         groups: Iterable[dict[str, Any]],
         config: MuonClipConfig,
         ns_dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | None = None,
     ) -> None:
+        """`device`: where matrices are orthogonalised, if not where the state lies."""
         defaults = {
             "lr": config.learning_rate,
             "weight_decay": config.weight_decay,
@@ -80,104 +99,228 @@ class MuonClip(torch.optim.Optimizer):
             "ns_steps": config.ns_steps,
             "betas": tuple(config.adam_betas),
             "eps": config.adam_eps,
-            "muon": True,
-            "stacked": 1,
         }
         super().__init__(groups, defaults)
         self.ns_dtype = ns_dtype
-        self._squares: list[tuple[Tensor, int]] = []
+        self.orthogonalised = 0  # matrices of the last step, here
+        self.update_elements = 0  # of these matrices
+        self._norms: list[Tensor] = []
+        self._device = device
+        self._clip: dict[str, Tensor] = {}
+        self._layouts: dict[Tensor, Layout] = {}
+
+    def shard(self, layouts: Mapping[Tensor, Layout]) -> None:
+        """Take the flat tensors that have replaced the parameters."""
+        self._layouts = dict(layouts)
+
+    def pieces(self) -> Iterator[tuple[Tensor, Piece]]:
+        """Every flat tensor of this shard with the pieces in it."""
+        for tensor, layout in self._laid_out().items():
+            for piece in layout.pieces:
+                yield tensor, piece
+
+    def saved_runs(self) -> Iterator[Run]:
+        """The state that lies here, by parameter; `steps` is apart."""
+        for tensor, layout in self._laid_out().items():
+            for kind, values in self.state[tensor].items():
+                for piece in layout.pieces if kind != "step" else ():
+                    yield Run(
+                        kind=kind,
+                        parameter=piece.parameter,
+                        begin=piece.begin,
+                        values=values[piece.place],
+                    )
+
+    @property
+    def steps(self) -> int:
+        """AdamW steps since the last reset."""
+        return max((int(s["step"]) for s in self.state.values() if "step" in s), default=0)
+
+    def restore(self, saved: SavedState) -> None:
+        """Take the state that `saved_runs` gave, however it was cut; none where none was saved.
+
+        Raises CheckpointError if a part of it is missing.
+        """
+        for tensor, layout in self._laid_out().items():
+            kinds = ("momentum",) if layout.muon else ("exp_avg", "exp_avg_sq")
+            known = [p for p in layout.pieces if saved.has(kinds[0], p.parameter)]
+            if not known:
+                continue
+            state = self.state[tensor]
+            for kind in kinds:
+                state[kind] = torch.zeros_like(tensor.data.view(-1), dtype=torch.float32)
+                for piece in layout.pieces:
+                    place = state[kind][piece.place]
+                    saved.read_into(kind, piece.parameter, piece.begin, place)
+            if not layout.muon:
+                state["step"] = torch.tensor(float(saved.counters["adam_steps"]))
+
+    def clip(self, rows: Mapping[str, Float[Tensor, " rows"]]) -> None:
+        """After the next update, multiply the rows of these parameters (QK-Clip, spec 2.2)."""
+        self._clip = dict(rows)
+
+    def begin(self) -> None:
+        """Forget the last step's statistics. Engines call `step` once for every flat tensor."""
+        self.orthogonalised, self.update_elements = 0, 0
+        self._norms = []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every tensor that has a gradient."""
         if closure is not None:
             raise ValueError("MuonClip takes no closure")
-        self._squares = []
+        layouts = self._laid_out()
         for group in self.param_groups:
-            if group["muon"]:
-                self._muon(group)
-            else:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._adamw(parameter, group)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                layout = layouts[parameter]
+                weight, grad = parameter.data.view(-1), parameter.grad.view(-1)
+                if group["muon"]:
+                    self._muon(self.state[parameter], weight, grad, group, layout)
+                else:
+                    self._adamw(self.state[parameter], weight, grad, group)
+                for piece in layout.pieces:
+                    if piece.parameter in self._clip:
+                        _scale_rows(weight[piece.place], piece, self._clip[piece.parameter])
+
+    def update_squares(self) -> float:
+        """Sum of the squared elements of this shard's Muon updates, before the learning rate."""
+        return float(torch.stack(self._norms).square().sum()) if self._norms else 0.0
+
+    def _laid_out(self) -> dict[Tensor, Layout]:
+        """What lies where; parameters that no engine has cut are one piece each."""
+        for group in self.param_groups if not self._layouts else ():
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                shape, size = tuple(parameter.shape), parameter.numel()
+                whole = Piece(parameter=name, shape=shape, begin=0, end=size, offset=0)
+                self._layouts[parameter] = Layout.of([whole], muon=group["muon"], group=None)
+        return self._layouts
 
     def reset(self) -> None:
         """Forget momentum and moments, as at the start of an iteration (spec 3.1)."""
-        self.state.clear()
+        for state in self.state.values():
+            for value in state.values():
+                value.zero_()
 
-    def update_rms(self) -> float:
-        """RMS of the last step's Muon updates before the learning rate: about 0.14-0.19."""
-        count = sum(size for _, size in self._squares)
-        return (
-            math.sqrt(sum(float(square) for square, _ in self._squares) / count) if count else 0.0
-        )
-
-    def _muon(self, group: dict[str, Any]) -> None:
-        """Matrices of one shape are orthogonalised together; a tall one is transposed first."""
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
-            grad = parameter.grad.to(torch.float32)
-            momentum = state["momentum"].mul_(group["momentum"]).add_(grad)
-            nesterov = grad.add(momentum, alpha=group["momentum"])
-            weight, direction = (_matrices(x, group["stacked"]) for x in (parameter.data, nesterov))
-            if weight.shape[1] > weight.shape[2]:
-                weight, direction = weight.mT, direction.mT
-            by_shape[weight.shape[1], weight.shape[2]].append((weight, direction))
-        for (rows, columns), members in by_shape.items():
-            most = max(1, NS_BATCH_ELEMENTS // (rows * columns))
-            for batch in _batches(members, most):
-                self._update_matrices(batch, group)
-
-    def _update_matrices(self, batch: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
-        """W <- W - eta (0.2 sqrt(max(n, m)) O + lambda W), for (weight, direction) of one shape."""
-        directions = torch.cat([direction for _, direction in batch])
-        update = newton_schulz(directions, group["ns_steps"], self.ns_dtype).to(torch.float32)
-        update.mul_(0.2 * math.sqrt(update.shape[-1]))
-        self._squares.append((torch.linalg.vector_norm(update).square(), update.numel()))
-        for (weight, _), mine in zip(
-            batch, update.split([len(weight) for weight, _ in batch]), strict=True
-        ):
-            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(
-                mine.to(weight.dtype), alpha=-group["lr"]
-            )
-
-    def _adamw(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """AdamW with bias correction and decoupled decay."""
-        state, grad = self.state[parameter], parameter.grad
-        assert grad is not None
+    def _muon(
+        self,
+        state: dict[str, Tensor],
+        weight: Tensor,
+        grad: Tensor,
+        group: dict[str, Any],
+        layout: Layout,
+    ) -> None:
+        """W <- (1 - eta lambda) W - eta 0.2 sqrt(max(n, m)) O."""
         if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+            state["momentum"] = torch.zeros_like(weight, dtype=torch.float32)
+        momentum = state["momentum"].mul_(group["momentum"]).add_(grad)
+        direction = grad.add_(momentum, alpha=group["momentum"])
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        for run in layout.runs:
+            shape, size = (run.rows, run.columns), run.rows * run.columns
+            most = max(1, BATCH_ELEMENTS // size)
+            place = slice(run.offset, run.offset + run.count * size)
+            pairs = zip(
+                weight[place].view(-1, *shape).split(most),
+                direction[place].view(-1, *shape).split(most),
+                strict=True,
+            )
+            for target, part in pairs:
+                update = self._orthogonalise(part.to(self._device or part.device), group)
+                target.add_(update.to(target), alpha=-group["lr"] * _rms_scale(*shape))
+        for members in layout.rounds:
+            self._exchange(members, weight, direction, group, layout)
+
+    def _exchange(
+        self,
+        members: Sequence[Matrix],
+        weight: Tensor,
+        direction: Tensor,
+        group: dict[str, Any],
+        layout: Layout,
+    ) -> None:
+        """Update matrices that are cut: parts to the owner, updates back."""
+        ranks, me = dist.get_world_size(layout.group), layout.rank
+        device = self._device or weight.device
+        # What I hold of the matrices of every owner, and what I get of mine from every holder.
+        held = [
+            [s for m in members if m.owner == r for s in m.shares if s.rank == me]
+            for r in range(ranks)
+        ]
+        mine = [m for m in members if m.owner == me]
+        owned = [[(m, s) for m in mine for s in m.shares if s.rank == r] for r in range(ranks)]
+        out_sizes = [sum(s.end - s.begin for s in shares) for shares in held]
+        in_sizes = [sum(s.end - s.begin for _, s in shares) for shares in owned]
+        parts = [direction[s.place] for shares in held for s in shares]
+        sent = torch.cat(parts).to(device, self.ns_dtype)
+        received = sent.new_empty(sum(in_sizes))
+        dist.all_to_all_single(received, sent, in_sizes, out_sizes, group=layout.group)
+
+        whole = {id(m): received.new_empty(m.size) for m in mine}
+        places = [whole[id(m)][s.begin : s.end] for shares in owned for m, s in shares]
+        for place, part in zip(places, received.split([p.numel() for p in places]), strict=True):
+            place.copy_(part)
+        for shape in {(m.rows, m.columns) for m in mine}:
+            same = [m for m in mine if (m.rows, m.columns) == shape]
+            stack = torch.stack([whole[id(m)].view(shape) for m in same])
+            for matrix, update in zip(same, self._orthogonalise(stack, group), strict=True):
+                whole[id(matrix)].copy_(update.reshape(-1))
+
+        torch.cat(places, out=received) if places else received
+        dist.all_to_all_single(sent, received, out_sizes, in_sizes, group=layout.group)
+        scales = [
+            _rms_scale(m.rows, m.columns)
+            for r in range(ranks)
+            for m in members
+            if m.owner == r
+            for s in m.shares
+            if s.rank == me
+        ]
+        shares = [s for group_shares in held for s in group_shares]
+        updates = sent.split([s.end - s.begin for s in shares])
+        for share, update, scale in zip(shares, updates, scales, strict=True):
+            target = weight[share.place]
+            target.add_(update.to(target), alpha=-group["lr"] * scale)
+
+    def _orthogonalise(
+        self, direction: Float[Tensor, "B n m"], group: dict[str, Any]
+    ) -> Float[Tensor, "B n m"]:
+        """Newton-Schulz of whole matrices, counted."""
+        update = newton_schulz(direction, group["ns_steps"], self.ns_dtype)
+        scale = _rms_scale(*direction.shape[-2:])
+        self._norms.append(scale * torch.linalg.vector_norm(update, dtype=torch.float32))
+        self.update_elements += update.numel()
+        self.orthogonalised += len(update)
+        return update
+
+    def _adamw(
+        self, state: dict[str, Tensor], weight: Tensor, grad: Tensor, group: dict[str, Any]
+    ) -> None:
+        """AdamW with bias correction and decoupled decay."""
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
+            state["exp_avg_sq"] = torch.zeros_like(weight, dtype=torch.float32)
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        grad = grad.to(torch.float32)
+        step = int(state["step"])
         mean = state["exp_avg"].lerp_(grad, 1 - beta1)
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        spread = square.sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
-        size = group["lr"] / (1 - beta1 ** state["step"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(mean, spread, value=-size)
+        spread = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
 
 
-def _matrices(x: Tensor, stacked: int) -> Float[Tensor, "B n m"]:
-    """The tensor as a view on its matrices: [n, m], or experts [E, stacked * n, m]."""
-    return x.reshape(-1, x.shape[-2] // stacked, x.shape[-1])
+def _rms_scale(rows: int, columns: int) -> float:
+    """Makes the RMS of a Muon update that of AdamW's (Moonlight sec. 2.2)."""
+    return 0.2 * math.sqrt(max(rows, columns))
 
 
-def _batches(
-    members: list[tuple[Tensor, Tensor]], most: int
-) -> Iterable[list[tuple[Tensor, Tensor]]]:
-    """Lists of about `most` matrices; a tensor of more is cut."""
-    batch: list[tuple[Tensor, Tensor]] = []
-    for weight, direction in members:
-        for piece in zip(weight.split(most), direction.split(most), strict=True):
-            if batch and sum(len(w) for w, _ in batch) + len(piece[0]) > most:
-                yield batch
-                batch = []
-            batch.append(piece)
-    yield batch
+def _scale_rows(weight: Tensor, piece: Piece, rows: Float[Tensor, " rows"]) -> None:
+    """Multiply a piece of a parameter, in place, by the factors of its rows."""
+    columns = piece.shape[-1] if len(piece.shape) > 1 else 1
+    first, last = piece.begin // columns, -(-piece.end // columns)
+    factors = rows[first:last].to(weight).repeat_interleave(columns)
+    skipped = piece.begin - first * columns
+    weight.mul_(factors[skipped : skipped + len(weight)])

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,33 @@ class WeightUpdate:
 
     version: int
     files: list[str]  # in load order
-    digest: str  # over version, names and content of all tensors
+    digests: dict[str, str]  # of every tensor
     num_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """Over version, names and content of all tensors."""
+        return update_digest(self.version, self.digests)
+
+
+def merged(updates: Sequence[WeightUpdate]) -> WeightUpdate:
+    """One update of what several senders have published of the same version.
+
+    Raises ValueError if versions differ or two senders publish the same tensor.
+    """
+    digests: dict[str, str] = {}
+    for update in updates:
+        if update.version != updates[0].version:
+            raise ValueError(f"versions {updates[0].version} and {update.version} in one update")
+        if twice := update.digests.keys() & digests.keys():
+            raise ValueError(f"tensor {min(twice)} is published by two senders")
+        digests |= update.digests
+    return WeightUpdate(
+        version=updates[0].version,
+        files=[file for update in updates for file in update.files],
+        digests=digests,
+        num_bytes=sum(update.num_bytes for update in updates),
+    )
 
 
 class WeightSender:
@@ -86,7 +111,7 @@ class WeightSender:
         return WeightUpdate(
             version=version,
             files=files,
-            digest=update_digest(version, digests),
+            digests=digests,
             num_bytes=total,
         )
 

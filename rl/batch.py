@@ -57,6 +57,57 @@ def pack(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def share_of(batch: Batch, rank: int, size: int) -> Batch | None:
+    """The sequences that one of `size` learner shards trains on; None if there are none for it.
+
+    Longest first, each to the shard with the fewest tokens so far. A share keeps the totals of the
+    whole, so that the sum of the shards' losses is the whole's loss.
+    """
+    if size == 1:
+        return batch
+    load, mine = [0] * size, []
+    for index in sorted(range(len(batch.lengths)), key=lambda i: (-batch.lengths[i], i)):
+        target = min(range(size), key=load.__getitem__)
+        load[target] += batch.lengths[index]
+        if target == rank:
+            mine.append(index)
+    return _select(batch, sorted(mine)) if mine else None
+
+
+def _select(batch: Batch, sequences: Sequence[int]) -> Batch:
+    """Some of the sequences, with the totals of all."""
+    ends = torch.tensor(batch.lengths).cumsum(0).tolist()
+    tokens = torch.cat(
+        [torch.arange(ends[index] - batch.lengths[index], ends[index]) for index in sequences]
+    )
+    return Batch(
+        ids=batch.ids[tokens],
+        loss_mask=batch.loss_mask[tokens],
+        behaviour_logprobs=batch.behaviour_logprobs[tokens],
+        versions=batch.versions[tokens],
+        advantages=batch.advantages[list(sequences)],
+        temperatures=batch.temperatures[list(sequences)],
+        lengths=[batch.lengths[index] for index in sequences],
+        total_sequences=batch.total_sequences,
+        total_loss_tokens=batch.total_loss_tokens,
+    )
+
+
+def idle_batch() -> Batch:
+    """Two tokens outside the loss: what a shard runs when others have more micro-batches."""
+    return Batch(
+        ids=torch.zeros(2, dtype=torch.long),
+        loss_mask=torch.zeros(2, dtype=torch.bool),
+        behaviour_logprobs=torch.zeros(2),
+        versions=torch.full((2,), -1),
+        advantages=torch.zeros(1),
+        temperatures=torch.ones(1),
+        lengths=[2],
+        total_sequences=1,
+        total_loss_tokens=1,
+    )
+
+
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Batch]:
     """Cut at sequence borders into parts of at most `max_tokens` tokens.
 

@@ -5,9 +5,9 @@ Each imports what it runs, so that `temper --help` answers at once. Exit codes: 
 """
 
 import json
-import shutil
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,17 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as steps=20 seed=1."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class Storage(StrEnum):
+    """How `temper export` writes weights."""
+
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    fp8 = "fp8"
+    int4 = "int4"
+
+
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
 
 
@@ -111,6 +122,42 @@ def evaluate(
 
 
 @app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str,
+        typer.Option("--hardware", help="A name in configs/hardware, or the path of a YAML file."),
+    ] = "H800",
+    as_json: Json = False,
+) -> None:
+    """Memory, traffic and time of a recipe, by arithmetic alone. Exit code 1: it does not fit.
+
+    \b
+    temper plan k2_full                              Kimi K2, whole, on 256 H800
+    temper plan k2_full parallel.offload=none        what happens without offload, what would help
+    temper plan quickstart --hardware cpu
+    """
+    from rl.hardware import load_hardware
+    from rl.plan import make_plan
+    from rl.plan_changes import changes_that_fit
+    from rl.plan_model import architecture_of
+    from rl.plan_table import plan_json, print_plan
+    from rl.recipe import load_recipe
+
+    config, row = load_recipe(recipe, overrides or []), load_hardware(hardware)
+    architecture = architecture_of(config.policy)
+    made = make_plan(config, architecture, row)
+    changes = [] if made.fits else changes_that_fit(config, architecture, row)
+    if as_json:
+        typer.echo(plan_json(made, changes))
+    else:
+        print_plan(made, changes, Console())
+    if not made.fits:
+        raise SystemExit(1)
+
+
+@app.command()
 def report(run: Run) -> None:
     """Write reward.png and report.html of a run, finished or not."""
     from rl.report import write_report
@@ -123,18 +170,42 @@ def report(run: Run) -> None:
 
 @app.command()
 def export(
-    run: Run, out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    storage: Annotated[
+        Storage | None,
+        typer.Option(
+            "--format",
+            help="fp8: blocks of 128 x 128; int4: routed experts. Default: int4 for a run with "
+            "policy.int4_experts=true, else bfloat16.",
+        ),
+    ] = None,
 ) -> None:
-    """Copy the run's last checkpoint as a Hugging Face folder that vLLM and transformers load."""
+    """Write the run's last checkpoint as a Hugging Face folder that vLLM and transformers load.
+
+    \b
+    temper export runs/quickstart out
+    temper export runs/quickstart out --format fp8     as K2-Instruct is released
+    """
+    import torch
+
+    from model.convert import convert_checkpoint
+    from model.formats import Quantised
     from rl.checkpoint import latest_checkpoint
     from rl.errors import BadInput
+    from rl.recipe import from_run
     from rl.run_folder import RunFolder
 
     checkpoint = latest_checkpoint(RunFolder(run.absolute()).checkpoints)
     if out.exists():
         raise BadInput(f"{out} exists: choose a new folder")
-    shutil.copytree(checkpoint / "model", out)
-    typer.echo(f"exported {checkpoint.name} to {out}")
+    if storage is None:
+        rounded = from_run(run.absolute(), []).policy.int4_experts
+        storage = Storage.int4 if rounded else Storage.bfloat16
+    quantised = Quantised(storage.value) if storage.value in ("fp8", "int4") else None
+    dtype = torch.float32 if storage is Storage.float32 else torch.bfloat16
+    convert_checkpoint(checkpoint / "model", out, dtype, quantised=quantised)
+    typer.echo(f"exported {checkpoint.name} as {storage.value} to {out}")
 
 
 def _console(as_json: bool) -> Console:

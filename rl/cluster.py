@@ -19,6 +19,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from model.config import Rank
+from model.send_weights import merged
 from rewards.config import RewardsConfig
 from rewards.score import Score
 from rewards.task import Task, Transcript
@@ -30,7 +32,7 @@ from rollout.probe import compare_probe
 
 if TYPE_CHECKING:
     from rl.batch import Batch
-    from rl.learner import LearnerSpec, Published
+    from rl.learner_spec import LearnerSpec, Published
 
 
 def connect(config: ClusterConfig) -> None:
@@ -146,13 +148,20 @@ class RolloutWorker:
 
 
 class LearnerWorker:
-    """Owns the learner."""
+    """Owns one shard of the learner."""
 
-    def start(self, spec: "LearnerSpec", probe: list[list[int]]) -> None:
-        """Load the checkpoint."""
+    def address(self) -> tuple[str, int]:
+        """This host, and a port that is free on it now: where the shards of a job meet."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(self, spec: "LearnerSpec", probe: list[list[int]], place: Rank) -> str | None:
+        """Meet the other shards and load the checkpoint; what a person should know, if anything."""
         from rl.learner import Learner
 
-        self._learner = Learner(spec, probe)
+        self._learner = Learner(spec, probe, place)
+        return self._learner.note
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner by name."""
@@ -161,6 +170,25 @@ class LearnerWorker:
     def close(self) -> None:
         """Remove what was published."""
         self._learner.close()
+
+
+class RemoteLearner:
+    """All learner shards: every call goes to all of them at once."""
+
+    def __init__(self, shards: Sequence[ActorHandle], note: str | None) -> None:
+        """Use these shards, already started, which had something to say."""
+        self.shards, self.note = list(shards), note
+
+    async def call_all(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every shard; their answers, by rank. The first error is raised."""
+        arguments = [ray.put(argument) for argument in args]
+        return await asyncio.gather(
+            *(ask(shard.call.remote(method, *arguments)) for shard in self.shards)
+        )
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """The same; the answer of rank 0, where all answers are alike."""
+        return (await self.call_all(method, *args))[0]
 
 
 class RemoteRollouts:
@@ -195,7 +223,7 @@ class RemotePolicy:
 
     def __init__(
         self,
-        learner: ActorHandle,
+        learner: RemoteLearner,
         rollouts: RemoteRollouts,
         *,
         probe: list[list[int]],
@@ -207,15 +235,11 @@ class RemotePolicy:
         self._probe = probe
         self._tolerance = tolerance
 
-    async def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the learner."""
-        return await ask(self._learner.call.remote(method, *args))
-
     async def update(
         self, minibatches: "Sequence[Batch]", ptx: "Sequence[Batch]"
     ) -> dict[str, float]:
         """One iteration of the optimiser."""
-        return await self.call("update", minibatches, ptx)
+        return await self._learner.call("update", minibatches, ptx)
 
     async def publish(self, version: int) -> dict[str, float]:
         """Bring the weights to every engine, then compare log-probs of the probe.
@@ -224,21 +248,22 @@ class RemotePolicy:
             StaleWeightsError: an engine's log-probs are not those of the weights sent.
         """
         started = time.perf_counter()
-        published: Published = await self.call("publish", version)
+        published: list[Published] = await self._learner.call_all("publish", version)
+        update = merged([part.update for part in published])
         answers: list[list[list[float]]] = await asyncio.gather(
-            *(ask(w.receive.remote(published.update, self._probe)) for w in self._rollouts.workers)
+            *(ask(w.receive.remote(update, self._probe)) for w in self._rollouts.workers)
         )
         reports = [
             compare_probe(
                 answer,
-                published.probe_logprobs,
+                published[0].probe_logprobs,
                 tolerance=self._tolerance,
                 version=version,
                 engine=f"rollout worker {index}",
             )
             for index, answer in enumerate(answers)
         ]
-        await self.call("release", version)
+        await self._learner.call_all("release", version)
         return {
             "time/sync": time.perf_counter() - started,
             "probe/abs_logprob": max(r.mean for r in reports),
@@ -254,12 +279,12 @@ class Cluster:
         connect(config.cluster)
         self._config = config
         self._judges = [_actor(RewardWorker, config.rewards) for _ in range(config.rewards.workers)]
-        self._learner: ActorHandle | None = None
+        self._learners: list[ActorHandle] = []
         self._rollouts: list[ActorHandle] = []
 
-    async def place_learner(self, spec: "LearnerSpec", probe: list[list[int]]) -> ActorHandle:
-        """Create the learner's worker and load its checkpoint."""
-        sft = self._config.sft
+    async def place_learner(self, spec: "LearnerSpec", probe: list[list[int]]) -> RemoteLearner:
+        """Create the learner's shards and load their checkpoint."""
+        sft, size = self._config.sft, self._config.parallel.shards
         threads = max(self._config.policy.threads, sft.threads if sft else 1)
         environment = {
             "env_vars": {
@@ -271,10 +296,23 @@ class Cluster:
                 "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
             }
         }
-        learner = _actor(LearnerWorker, runtime_env=environment)
-        await ask(learner.start.remote(spec, probe))
-        self._learner = learner
-        return learner
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= size else 0
+        shards = [
+            _actor(LearnerWorker, runtime_env=environment, num_gpus=gpus) for _ in range(size)
+        ]
+        self._learners = shards
+        address, port = await ask(shards[0].address.remote())
+        notes = await asyncio.gather(
+            *(
+                ask(
+                    shard.start.remote(
+                        spec, probe, Rank(rank=rank, size=size, address=address, port=port)
+                    )
+                )
+                for rank, shard in enumerate(shards)
+            )
+        )
+        return RemoteLearner(shards, notes[0])
 
     async def place_rollouts(self, checkpoint: Path, *, seed: int) -> RemoteRollouts:
         """Create the rollout workers and wait until every engine is ready.
@@ -301,8 +339,7 @@ class Cluster:
         """Let every part put its things away, then leave Ray (and stop it, if started here)."""
         farewells: list[Any] = [w.shutdown.remote() for w in self._rollouts]
         farewells += [w.close.remote() for w in self._judges]
-        if self._learner is not None:
-            farewells.append(self._learner.close.remote())
+        farewells += [shard.close.remote() for shard in self._learners]
         if farewells:
             await asyncio.wait([asyncio.create_task(_quietly(f)) for f in farewells], timeout=20)
         ray.shutdown()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from model.config import MuonClipConfig
+from model.config import MuonClipConfig, ParallelConfig, ScheduleConfig
 from rewards.config import RewardsConfig
 from rollout.config import Dtype, EngineConfig, TasksConfig
 
@@ -22,8 +22,12 @@ class PolicyConfig:
 
     path: str | None = None
     """Checkpoint folder to start from. None: the tiny K2, made by code for the recipe's tasks."""
+    release: str | None = None
+    """A released architecture by name, for `temper plan` while the folder is not here."""
     dtype: Dtype = Dtype.bfloat16
-    """Precision of activations; weights and optimiser state are float32 always."""
+    """Precision of activations; that of the weights is parallel.weights."""
+    int4_experts: bool = False
+    """Train K2's routed experts for INT4 (K2-Thinking): forward and engines use rounded weights."""
     threads: int = 1
     """CPU threads of the learner while engines generate."""
     micro_batch_tokens: int = 8192
@@ -32,6 +36,10 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Check the bounds."""
         _at_least(self, "policy", threads=1, micro_batch_tokens=1)
+        if self.release is not None and self.path is None:
+            raise ValueError(
+                f"policy.release={self.release} needs policy.path: the folder to train from"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -178,6 +186,9 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: MuonClipConfig = field(default_factory=MuonClipConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Of the learning rate over the RL steps."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)

@@ -11,11 +11,11 @@ import torch
 from model.tiny import create_tiny
 from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
-from rl.cluster import Cluster, RemotePolicy, RemoteRollouts, ask
+from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
 from rl.config import SftConfig, TrainConfig
 from rl.errors import BadInput
 from rl.evaluate import PassRate, evaluate
-from rl.learner import LearnerSpec
+from rl.learner_spec import LearnerSpec
 from rl.loop import Loop, Step
 from rl.metrics import MetricsLog, Summary, write_samples
 from rl.progress import Display
@@ -86,11 +86,15 @@ class Training:
         spec = LearnerSpec(
             checkpoint=self.start_checkpoint,
             optimizer=config.optimizer,
+            schedule=config.schedule,
+            parallel=config.parallel,
             objective=config.objective,
+            iterations=config.steps,
             micro_batch_tokens=config.policy.micro_batch_tokens,
             bucket_bytes=config.weights.bucket_bytes,
             compute_dtype=getattr(torch, config.policy.dtype.value),
             engine_dtype=getattr(torch, config.engine.dtype.value),
+            int4_experts=config.policy.int4_experts,
             seed=config.seed,
         )
         # Sampling must not repeat itself when a run goes on at a later step.
@@ -101,12 +105,14 @@ class Training:
         )
         self._probe = probe
         self._learner = await cluster.place_learner(spec, probe)
+        if self._learner.note is not None:
+            self.display.say(self._learner.note)
         if self.resumed_from is not None:
             await self._call("resume", self.resumed_from)
 
     async def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
-        return await ask(self._learner.call.remote(method, *args))
+        return await self._learner.call(method, *args)
 
     async def engines(self) -> RemoteRollouts:
         """The rollout workers, once they are ready."""

@@ -28,6 +28,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -96,6 +100,8 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
             initialize_layerwise_reload(model)
             model.load_weights(iter(tensors.items()))
             finalize_layerwise_reload(model, self.model_config)
+        if getattr(self.model_config.hf_text_config, "tie_word_embeddings", False):
+            tie_head(model)
 
     def finish_weight_update(self) -> None:
         """Nothing: `receive_weights` has finished the update."""
@@ -204,6 +210,16 @@ class CpuReload:
         for layer in self._experts:
             method: Any = layer.quant_method
             method.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+
+def tie_head(model: torch.nn.Module) -> None:
+    """Make the head the embedding again: the layer-wise reload parts them and fills only one."""
+    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    (embedding,) = (m for m in layers if not isinstance(m, ParallelLMHead))
+    for head in layers:
+        if isinstance(head, ParallelLMHead):
+            head.tie_weights(embedding)
+            head.quant_method.process_weights_after_loading(head)
 
 
 def fix_rotary_cpu() -> None:

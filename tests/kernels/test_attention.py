@@ -1,5 +1,7 @@
 """The fast attention is the naive one, outputs and gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -52,3 +54,19 @@ def test_bfloat16_keeps_logits_in_float32() -> None:
     assert top.dtype == torch.float32 and out.dtype == torch.bfloat16
     torch.testing.assert_close(top.double(), exact_top, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+
+
+def test_never_holds_all_logits_of_a_sequence(
+    largest_result: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "QUERIES", 16)
+    inputs = _inputs(304, torch.float32)
+
+    def sliced() -> None:
+        causal_attention(*inputs, [304], 0.3)[0].sum().backward()
+
+    def naive() -> None:
+        naive_causal_attention(*inputs, [304], 0.3)[0].sum().backward()
+
+    assert largest_result(naive) == 3 * 304 * 304
+    assert largest_result(sliced) == 3 * 16 * 304

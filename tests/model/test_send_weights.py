@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from model.send_weights import WeightSender, buckets
+from model.send_weights import WeightSender, buckets, merged
 
 
 def tensors(count: int) -> list[tuple[str, torch.Tensor]]:
@@ -107,3 +107,19 @@ def test_folder_is_private_and_those_of_the_dead_are_removed(tmp_path: Path):
     assert own.stat().st_mode & 0o777 == 0o700
     assert set(tmp_path.iterdir()) == {own, alive, foreign}
     sender.close()
+
+
+def test_updates_of_several_senders_become_one(tmp_path: Path) -> None:
+    both = tensors(4)
+    first = WeightSender(root=tmp_path).publish(both[:2], 1)
+    second = WeightSender(root=tmp_path).publish(both[2:], 1)
+    whole = WeightSender(root=tmp_path).publish(both, 1)
+    update = merged([first, second])
+    assert update.files == first.files + second.files
+    assert update.digest == whole.digest
+    assert update.num_bytes == whole.num_bytes
+    with pytest.raises(ValueError, match="tensor t0 is published by two senders"):
+        merged([first, first])
+    other = WeightSender(root=tmp_path).publish(both[2:], 2)
+    with pytest.raises(ValueError, match="versions 1 and 2 in one update"):
+        merged([first, other])

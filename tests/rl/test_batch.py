@@ -3,7 +3,7 @@ import torch
 
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.batch import micro_batches, pack
+from rl.batch import idle_batch, micro_batches, pack, share_of
 from rl.sample import Sample, samples_of, supervised_sample
 from rollout.episode import Completion, Episode, Group, StopReason
 
@@ -78,3 +78,23 @@ def test_first_token_in_the_loss_is_refused() -> None:
         pack([supervised_sample([], [1, 2])])
     with pytest.raises(ValueError, match="no samples"):
         pack([])
+
+
+def test_shares_are_disjoint_even_and_keep_the_totals() -> None:
+    samples = [supervised_sample([i], list(range(n))) for i, n in enumerate([9, 1, 4, 4, 2])]
+    batch = pack(samples)
+    shares = [share_of(batch, rank, 2) for rank in range(2)]
+    # Longest first, to the lighter shard: 10 | 5 + 5 | 3 to the second by a tie-break, then 2.
+    assert [share.lengths for share in shares if share] == [[10, 3], [2, 5, 5]]
+    ids = [share.ids.tolist() for share in shares if share]
+    assert ids[0] == [0, *range(9), 4, 0, 1]
+    for share in shares:
+        assert share is not None
+        assert (share.total_sequences, share.total_loss_tokens) == (5, 20)
+    assert share_of(batch, 0, 1) is batch
+
+
+def test_a_shard_without_sequences_has_no_share() -> None:
+    batch = pack([supervised_sample([1], [2])])
+    assert share_of(batch, 0, 3) is not None and share_of(batch, 2, 3) is None
+    assert not idle_batch().loss_mask.any()

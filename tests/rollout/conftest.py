@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.load import load_k2, save_k2
-from model.policy import loss_token_logprobs
+from model.policy import Policy
 from model.tiny import create_tiny
 
 Reference = Callable[[Path, Sequence[Sequence[int]], torch.dtype, float], list[list[float]]]
@@ -60,9 +60,7 @@ def reference() -> Reference:
         in_loss = torch.ones(len(ids), dtype=torch.bool)
         in_loss[torch.tensor([0, *lengths]).cumsum(0)[:-1]] = False
         with torch.no_grad():
-            output = loss_token_logprobs(
-                model, ids, in_loss, lengths, torch.full((len(lengths),), temperature)
-            )
+            output = Policy(model)(ids, in_loss, lengths, torch.full((len(lengths),), temperature))
         return [part.tolist() for part in output.logprobs.split([n - 1 for n in lengths])]
 
     return score

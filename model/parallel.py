@@ -1,0 +1,469 @@
+"""One shard of the learner: a rank of torch.distributed under DeepSpeed's ZeRO, by Accelerate.
+
+DeepSpeed cuts weights, gradients and optimiser state into flat tensors and moves gradients and
+weights; MuonClip is told what lies in these tensors (`model.pieces`) and does the rest. Routed
+experts are spread over shards by `model.expert_parallel`; DeepSpeed then reduces their gradients
+only among the shards that hold the same ones.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DeepSpeedPlugin
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.utils import groups
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.config import MuonClipConfig, Offload, ParallelConfig, Precision, Rank
+from model.expert_parallel import ExpertParallel
+from model.k2 import Experts
+from model.muonclip import Layout, MuonClip, parameter_groups
+from model.network import Network
+from model.pieces import Piece
+from model.policy import Policy, PolicyOutput
+from model.qk_clip import qk_clip_gamma
+from model.state import Run, SavedState, write_state
+
+REDUCE_BUCKET_ELEMENTS = 50_000_000
+ROOT = "network."  # what Policy puts before the network's names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one optimiser step did, over all shards."""
+
+    max_logit: float  # the largest attention logit of its forward passes
+    clipped_heads: int
+    update_rms: float  # of the Muon updates before the learning rate: about 0.14-0.19
+    matrices: int  # orthogonalised
+    grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flat:
+    """One of DeepSpeed's flat tensors."""
+
+    tensor: Tensor
+    runs: list[tuple[nn.Parameter, int, int, int]]  # local [begin, end) of a parameter, offset
+    group: dist.ProcessGroup
+    muon: bool
+
+
+class _ExpertMarker(AutoEPMoELayer):
+    """Tells DeepSpeed that the network has routed experts; the experts themselves are ours."""
+
+    def __init__(self, experts: int) -> None:
+        nn.Module.__init__(self)
+        self.num_experts = experts
+
+    def set_deepspeed_parallelism(self, *_: Any, **__: Any) -> None:
+        """The groups are made already."""
+
+
+def join(place: Rank, timeout_seconds: int) -> None:
+    """Become one rank of the job: NCCL on GPUs, gloo on CPUs."""
+    cuda = torch.cuda.is_available()
+    os.environ |= {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.size),
+        "LOCAL_RANK": str(place.local_rank),
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port),
+        "ACCELERATE_USE_DEEPSPEED": "true",
+    }
+    if cuda:
+        torch.cuda.set_device(place.local_rank)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # DeepSpeed would compile an all-reduce for inference when it starts: half a minute, and a
+        # compiler that nothing else needs.
+        deepspeed.ops.__compatible_ops__ = {}
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+
+
+class Shard:
+    """This process's part of the policy and of its optimiser."""
+
+    def __init__(
+        self,
+        network: Network,
+        fill: Callable[[dict[str, Tensor], int], None],
+        optimizer: MuonClipConfig,
+        parallel: ParallelConfig,
+    ) -> None:
+        """Cut the network and bring in its weights. All shards must call this together.
+
+        Args:
+            network: a `model.network.Network` on the meta device: no weights yet.
+            fill: reads parameters and buffers of the network, by name. Routed experts may be
+                this shard's own: from which one on. Everything is read by one shard only.
+            optimizer: MuonClip's settings.
+            parallel: how the job is cut.
+
+        Raises:
+            ValueError: expert_parallel does not divide the experts, or the network has none.
+        """
+        self.parallel = parallel
+        self._tau = optimizer.qk_clip_tau
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+        shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
+        self._experts = _spread_experts(network, parallel.expert_parallel)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = _engine_config(parallel)
+        self._bring_in(network, fill, config)
+        self.policy = Policy(network)
+        if self._experts:
+            self.policy.expert_marker = _ExpertMarker(next(iter(self._experts.values())).experts)
+        named = [(name.removeprefix(ROOT), p) for name, p in self.policy.named_parameters()]
+        param_groups = parameter_groups(named, shapes)
+        for group in param_groups if self._experts else ():
+            # DeepSpeed's words for parameters that only some shards have in common.
+            group["moe"], group["name"] = group["experts"], _group_name(parallel)
+        self.optimizer = MuonClip(param_groups, optimizer, device=self.device)
+        accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+        self._engine, _ = accelerator.prepare(self.policy, self.optimizer)
+        self._shard_optimizer({id(parameter): name for name, parameter in named}, shapes)
+
+    @property
+    def rank(self) -> int:
+        """This shard among all."""
+        return dist.get_rank()
+
+    @property
+    def size(self) -> int:
+        """All shards."""
+        return dist.get_world_size()
+
+    def forward(self, *args: Any) -> PolicyOutput:
+        """Log-probs of this shard's tokens: the arguments are those of `Policy.forward`."""
+        return self._engine(*args)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of `loss`; gradients are summed over shards.
+
+        Every shard must run the same number of backward passes before a step; `last` says that
+        the step comes next.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.size)  # DeepSpeed averages
+        if not last:
+            self._engine.step()  # only counts the pass
+
+    def step(self, max_logits: Float[Tensor, "layers heads"], learning_rate: float) -> StepReport:
+        """One update of the weights, QK-Clip included.
+
+        Args:
+            max_logits: the largest of this shard's forward passes since the last step.
+            learning_rate: of this step.
+
+        Raises:
+            FloatingPointError: an attention logit is not finite on some shard.
+        """
+        largest = self.largest(max_logits)
+        gamma = qk_clip_gamma(largest, self._tau)
+        clipped = int((gamma < 1).sum())
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.begin()
+        self.optimizer.clip(dict(self.policy.network.clip_rows(gamma)) if clipped else {})
+        self._engine.step()
+        squares, elements, matrices = self.total(
+            [
+                self.optimizer.update_squares(),
+                self.optimizer.update_elements,
+                self.optimizer.orthogonalised,
+            ]
+        )
+        return StepReport(
+            max_logit=largest.max().item(),
+            clipped_heads=clipped,
+            update_rms=(squares / elements) ** 0.5 if elements else 0.0,
+            matrices=int(matrices),
+            grad_norm=float(self._engine.get_global_grad_norm() or 0.0),
+        )
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all shards."""
+        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(mine)
+        return mine.tolist()
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Maxima over all shards."""
+        values = values.clone()
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        """Parameters and buffers that this shard is to publish: name, whole tensor, first expert.
+
+        Together the shards yield everything once. All of them must go through it together:
+        parameters that are cut are put together on the way, one at a time.
+        """
+        dense, seen = 0, set()
+        for name, tensor in self.policy.network.state_dict(keep_vars=True).items():
+            if tensor in seen:
+                continue  # a head that is the embedding
+            seen.add(tensor)
+            expert = self._experts.get(name.rpartition(".")[0])
+            if expert is not None:
+                mine = dist.get_rank(_expert_data_group(self.parallel)) == 0
+            else:
+                mine = dense % self.size == self.rank
+                dense += 1
+            with _whole(tensor):
+                if mine:
+                    yield name, tensor.detach(), expert.first if expert is not None else 0
+
+    def save(self, folder: Path, counters: dict[str, int]) -> None:
+        """Write this shard's part of the optimiser's state, and its random state, into `folder`.
+
+        Weights of less than float32 are saved here too, as the optimiser has them. `counters` are
+        numbers of the caller, given back by `restore`.
+        """
+
+        def runs() -> Iterator[Run]:
+            yield from self.optimizer.saved_runs()
+            if self.parallel.weights is not Precision.float32:
+                for tensor, piece in self.optimizer.pieces():
+                    values = tensor.detach()[piece.place]
+                    yield Run(
+                        kind="weight", parameter=piece.parameter, begin=piece.begin, values=values
+                    )
+
+        counters = counters | {"adam_steps": self.optimizer.steps}
+        write_state(folder, runs(), rank=self.rank, size=self.size, counters=counters)
+
+    @torch.no_grad()
+    def restore(self, folder: Path) -> dict[str, int]:
+        """Take what `save` wrote, on any number of shards, cut in any way.
+
+        The weights themselves came with `fill`. Raises CheckpointError if something is missing.
+        """
+        saved = SavedState(folder)
+        self.optimizer.restore(saved)
+        for tensor, piece in self.optimizer.pieces():
+            if saved.has("weight", piece.parameter):
+                saved.read_into("weight", piece.parameter, piece.begin, tensor.data[piece.place])
+        torch.set_rng_state(saved.random(self.rank))
+        return saved.counters
+
+    def close(self) -> None:
+        """Leave the job."""
+        self._engine.destroy()
+        dist.destroy_process_group()
+
+    def _bring_in(
+        self, network: Network, fill: Callable[[dict[str, Tensor], int], None], config: Any
+    ) -> None:
+        """Give every module memory and weights; for ZeRO-3 cut it before the next one comes."""
+        dtype = getattr(torch, self.parallel.weights.value)
+        made: dict[nn.Parameter, nn.Parameter] = {}
+        for name, module in network.named_modules():
+            if not module._parameters and not module._buffers:
+                continue
+            expert = self._experts.get(name)
+            group = _expert_data_group(self.parallel) if expert is not None else None
+            fresh = _allocate(module, dtype, self.device, made)
+            network.derive_(module)
+            if expert is not None:
+                _mark_experts(module, _group_name(self.parallel), group)
+            if dist.get_rank(group) == 0:
+                slots = {f"{name}.{key}": tensor for key, tensor in fresh.items()}
+                fill(slots, expert.first if expert is not None else 0)
+            for buffer in module.buffers(recurse=False):
+                dist.broadcast(buffer, 0)
+            if self.parallel.zero_stage == 3:  # broadcasts the parameters, as the engine does else
+                deepspeed.zero.Init(
+                    module=_Only(module),
+                    config_dict_or_path=config,
+                    dtype=dtype,
+                    mem_efficient_linear=False,
+                )
+
+    def _shard_optimizer(self, names: dict[int, str], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Tell MuonClip what DeepSpeed's flat tensors hold."""
+        zero = self._engine.optimizer
+        flats = _flats3(zero) if self.parallel.zero_stage == 3 else _flats12(zero)
+        layouts = {}
+        for flat in flats:
+            pieces = []
+            for parameter, begin, end, offset in flat.runs:
+                name = names[id(parameter)]
+                expert = self._experts.get(name.rpartition(".")[0])
+                shape = shapes[name]
+                first = 0 if expert is None else expert.first * math.prod(shape[1:])
+                pieces.append(
+                    Piece(
+                        parameter=name,
+                        shape=shape,
+                        begin=first + begin,
+                        end=first + end,
+                        offset=offset,
+                    )
+                )
+            layouts[flat.tensor] = Layout.of(pieces, muon=flat.muon, group=flat.group)
+        self.optimizer.shard(layouts)
+
+
+class _Only(nn.Module):
+    """A module's own parameters, without those of its children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        for index, parameter in enumerate(module._parameters.values()):
+            self.register_parameter(str(index), parameter)
+
+
+def _allocate(
+    module: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    made: dict[nn.Parameter, nn.Parameter],
+) -> dict[str, Tensor]:
+    """Memory for a module's own parameters and buffers that have none; what must be read.
+
+    `made` keeps what was made for whom: tied parameters stay one.
+    """
+    fresh: dict[str, Tensor] = {}
+    for key, parameter in module._parameters.items():
+        if parameter is not None and parameter.device.type == "meta":
+            if parameter not in made:
+                real = torch.empty_like(parameter, dtype=dtype, device=device)
+                made[parameter] = nn.Parameter(real)
+                fresh[key] = made[parameter].data
+            module._parameters[key] = made[parameter]
+    for key, buffer in module._buffers.items():
+        if buffer is not None and buffer.device.type == "meta":
+            module._buffers[key] = torch.empty_like(buffer, device=device)
+            if key not in module._non_persistent_buffers_set:
+                fresh[key] = module.get_buffer(key)
+    return fresh
+
+
+def _mark_experts(module: nn.Module, name: str, group: dist.ProcessGroup | None) -> None:
+    """DeepSpeed's words for parameters that only the shards of `group` have in common."""
+    for parameter in module.parameters(recurse=False):
+        for key, value in {
+            "allreduce": False,
+            "group_name": name,
+            "ds_zero_placement_family": "autoep_expert",
+            "ds_zero_partition_group_name": name,
+            "ds_zero_partition_process_group": group,
+        }.items():
+            setattr(parameter, key, value)
+
+
+def _spread_experts(network: nn.Module, ranks: int) -> dict[str, ExpertParallel]:
+    """Put this shard's experts in the place of all experts; by name, empty if not spread."""
+    if ranks == 1:
+        return {}
+    groups._create_expert_and_data_parallel(ranks)
+    group = groups._get_expert_parallel_group(f"ep_size_{ranks}")
+    found = {}
+    for name, module in list(network.named_modules()):
+        if isinstance(module, Experts):
+            with torch.device("meta"):
+                found[name] = ExpertParallel(module, group)
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, found[name])
+    if not found:
+        raise ValueError(f"parallel.expert_parallel={ranks}: the network has no K2 experts")
+    return found
+
+
+def _group_name(parallel: ParallelConfig) -> str:
+    return f"ep_size_{parallel.expert_parallel}"
+
+
+def _expert_data_group(parallel: ParallelConfig) -> dist.ProcessGroup:
+    """The shards that hold the same experts as this one."""
+    return groups._get_expert_data_parallel_group(_group_name(parallel))
+
+
+def _whole(parameter: Tensor) -> AbstractContextManager[Any]:
+    """Put a parameter together that ZeRO-3 has cut."""
+    if hasattr(parameter, "ds_id"):
+        return deepspeed.zero.GatheredParameters([parameter])
+    return nullcontext()
+
+
+def _engine_config(parallel: ParallelConfig) -> dict[str, Any]:
+    """DeepSpeed's settings."""
+    zero: dict[str, Any] = {
+        "stage": parallel.zero_stage,
+        "reduce_scatter": True,
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": 0,
+        # Its own linear layer wants weights and activations of one precision.
+        "memory_efficient_linear": False,
+    }
+    if parallel.offload is not Offload.none:
+        zero["offload_optimizer"] = {
+            "device": parallel.offload.value,
+            "pin_memory": torch.cuda.is_available(),
+            "nvme_path": parallel.nvme_path,
+        }
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # boundaries are set by hand
+        # After orthogonalisation a clip would scale the update itself, before it has no effect.
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": parallel.weights is Precision.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": zero,
+    }
+
+
+def _flats12(zero: Any) -> Iterable[_Flat]:
+    """ZeRO-1 and 2: a group's parameters end to end, cut in equal parts."""
+    for index, tensor in enumerate(zero.single_partition_of_fp32_groups):
+        group, size = zero.real_dp_process_group[index], zero.partition_size[index]
+        start = dist.get_rank(group) * size
+        runs = []
+        for parameter, offset in zip(
+            zero.round_robin_bit16_groups[index], zero.round_robin_bit16_offsets[index], strict=True
+        ):
+            begin = max(offset, start)
+            end = min(offset + parameter.numel(), start + size)
+            if begin < end:
+                runs.append((parameter, begin - offset, end - offset, begin - start))
+        muon = zero.optimizer.param_groups[index]["muon"]
+        yield _Flat(tensor=tensor, runs=runs, group=group, muon=muon)
+
+
+def _flats3(zero: Any) -> Iterable[_Flat]:
+    """ZeRO-3: every parameter cut in equal parts, the parts of a sub-group end to end."""
+    for index, tensor in enumerate(zero.fp32_partitioned_groups_flat):
+        offset, runs = 0, []
+        group = zero._get_sub_group_process_group(index)
+        for parameter in zero.fp16_groups[index]:
+            size = parameter.partition_numel()
+            begin = dist.get_rank(group) * size
+            end = min(begin + size, parameter.ds_numel)
+            if begin < end:
+                runs.append((parameter, begin, end, offset))
+            offset += size
+        muon = zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]["muon"]
+        yield _Flat(tensor=tensor, runs=runs, group=group, muon=muon)

@@ -1,0 +1,36 @@
+"""What a learner is built from, and what it publishes: records that need no engine to read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.config import MuonClipConfig, ParallelConfig, ScheduleConfig
+from model.send_weights import WeightUpdate
+from rl.config import ObjectiveConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """What a learner is built from."""
+
+    checkpoint: Path
+    optimizer: MuonClipConfig
+    schedule: ScheduleConfig
+    parallel: ParallelConfig
+    objective: ObjectiveConfig
+    iterations: int  # of the whole run, for the schedule
+    micro_batch_tokens: int
+    bucket_bytes: int
+    compute_dtype: torch.dtype
+    engine_dtype: torch.dtype
+    int4_experts: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One version of the weights on its way to the engines."""
+
+    update: WeightUpdate
+    probe_logprobs: list[list[float]]  # of the probe sequences, under exactly the weights sent

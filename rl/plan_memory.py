@@ -1,0 +1,171 @@
+"""Bytes of a learner rank and of an engine's device, part by part. Pure arithmetic."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from model.activations import Activations, Pass, activations
+from model.config import Offload, Precision
+from model.gqa import GqaConfig
+from model.inventory import Architecture, Role, Weight, kv_values_per_token, parameter_count
+from model.owners import cut_elements, elements, held, owned_elements
+from rl.config import TrainConfig
+from rl.hardware import Hardware
+from rollout.config import Dtype
+
+FLOAT32 = 4
+# Muon: what a batch of updates takes, and the Newton-Schulz of a chunk of it.
+MUON_BATCH = 1 << 25
+MUON_CHUNK = 1 << 18  # on CPU; on GPU a batch is one chunk
+CUT_BYTES = 8  # per element of a batch of matrices that travel: sent, received, joined, stacked
+# The engine's own: elements of a bucket of gradients, of the part of a ZeRO-3 optimiser that is
+# updated at once, and of the weights that ZeRO-3 keeps gathered.
+BUCKET_ELEMENTS = 50_000_000
+SUB_GROUP_ELEMENTS = 1_000_000_000
+LIVE_ELEMENTS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerMemory:
+    """Bytes of one learner rank: the fullest."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: Activations
+    step_buffers: int  # of the optimiser's step, when activations are gone
+    buckets: int  # of collectives: gradients on their way, weights gathered
+    transfer: int  # of weights on their way to the engines
+    reserved: int
+    host: int  # of the node's memory, for offloaded state and its gradients
+
+    @property
+    def total(self) -> int:
+        """On the device."""
+        states = self.weights + self.gradients + self.optimizer + self.reserved
+        moving = self.buckets + self.transfer
+        return states + moving + max(self.activations.total, self.step_buffers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """Bytes of one device of a rollout engine."""
+
+    weights: int
+    kv_cache: int
+    transfer: int
+    reserved: int
+    kv_bytes_per_token: int
+    cached_tokens: int  # that fit the cache
+
+    @property
+    def total(self) -> int:
+        """On the device."""
+        return self.weights + self.kv_cache + self.transfer + self.reserved
+
+
+def number_bytes(dtype: Dtype | Precision) -> int:
+    """Bytes of one number."""
+    return 4 if dtype.value == "float32" else 2
+
+
+def forward_pass(config: TrainConfig, hardware: Hardware) -> Pass:
+    """The largest forward and backward pass of a rank: a longer sequence goes alone."""
+    return Pass(
+        tokens=max(config.policy.micro_batch_tokens, config.engine.max_model_len),
+        compute_bytes=number_bytes(config.policy.dtype),
+        weight_bytes=number_bytes(config.parallel.weights),
+        parallel=config.parallel,
+        cpu=hardware.unified,
+        int4_experts=config.policy.int4_experts,
+    )
+
+
+def learner_memory(
+    config: TrainConfig,
+    architecture: Architecture,
+    weights: Sequence[Weight],
+    hardware: Hardware,
+) -> LearnerMemory:
+    """Bytes of rank 0, which none exceeds."""
+    parallel, run = config.parallel, forward_pass(config, hardware)
+    mine = owned_elements(weights, parallel)
+    total = sum(mine.values())
+    kept = total if parallel.zero_stage == 3 else elements(held(weights, parallel, rank=0))
+    buffers = sum(w.elements for w in weights if w.role is Role.buffer)
+    # The engine keeps float32 weights of its own, even of weights that are float32 already.
+    state = FLOAT32 * (2 * total + mine[Role.adamw])
+    live = activations(architecture, weights, run)
+    away = parallel.offload is not Offload.none
+    # Offloading takes the gradients of the state along.
+    waiting = FLOAT32 * total if away else 0
+    gradients = run.weight_bytes * kept
+    if parallel.zero_stage > 1:
+        gradients = FLOAT32 * total - waiting
+    return LearnerMemory(
+        weights=run.weight_bytes * kept + FLOAT32 * buffers,
+        gradients=gradients,
+        optimizer=0 if away else state,
+        activations=live,
+        step_buffers=_step_buffers(weights, {} if away else mine, run),
+        buckets=_buckets(weights, run, live.total),
+        transfer=2 * config.weights.bucket_bytes,
+        reserved=hardware.reserved_bytes,
+        host=waiting + (state if parallel.offload is Offload.cpu else 0),
+    )
+
+
+def engine_memory(
+    config: TrainConfig, architecture: Architecture, hardware: Hardware
+) -> EngineMemory:
+    """Bytes of one device of one engine. Every device caches MLA's latents whole (vLLM)."""
+    engine = config.engine
+    ways = engine.tensor_parallel_size
+    per_token = kv_values_per_token(architecture) * number_bytes(engine.dtype)
+    if isinstance(architecture, GqaConfig):
+        per_token //= min(ways, architecture.num_key_value_heads)
+    return EngineMemory(
+        weights=-(-parameter_count(architecture) * number_bytes(engine.dtype) // ways),
+        kv_cache=engine.kv_cache_bytes,
+        transfer=2 * config.weights.bucket_bytes,
+        reserved=hardware.reserved_bytes,
+        kv_bytes_per_token=per_token,
+        cached_tokens=engine.kv_cache_bytes // per_token,
+    )
+
+
+def _step_buffers(weights: Sequence[Weight], owned: Mapping[Role, int], run: Pass) -> int:
+    """Gradients of one kind laid end to end, then Newton-Schulz of one batch of its matrices."""
+    matrices = [w for w in weights if w.role in (Role.matrix, Role.expert)]
+    largest = max(w.matrix_elements for w in matrices)
+    total = sum(w.elements for w in matrices)
+    batch = max(largest, min(MUON_BATCH, total))
+    chunk = max(largest, min(MUON_CHUNK if run.cpu else batch, total))
+    # Updates in bfloat16; then in float32, or the chunk's copies and squares.
+    newton_schulz = 2 * batch + max(FLOAT32 * batch, 14 * chunk)
+    travelling = CUT_BYTES * batch if cut_elements(weights, run.parallel) else 0
+    flat = max(owned.values(), default=0)
+    if run.parallel.zero_stage == 3:
+        flat = 2 * min(flat, SUB_GROUP_ELEMENTS)
+    return FLOAT32 * flat + newton_schulz + travelling
+
+
+def _buckets(weights: Sequence[Weight], run: Pass, live: int) -> int:
+    """Gradients on their way, and weights that ZeRO-3 has gathered; `live`: activations."""
+    parallel = run.parallel
+    number = FLOAT32 if parallel.zero_stage == 3 else run.weight_bytes
+    reducing = number * BUCKET_ELEMENTS * (1 if run.cpu else 2)  # on GPU one fills as one leaves
+    gathered = 0
+    if parallel.zero_stage == 3 and parallel.shards > 1:
+        local = [
+            w.elements // (parallel.expert_parallel if w.role is Role.expert else 1)
+            for w in weights
+        ]
+        gathered = run.weight_bytes * (max(local) + min(sum(local), LIVE_ELEMENTS))
+    fresh = 0.0
+    if parallel.zero_stage == 2 and parallel.offload is Offload.none:
+        # Gradients of one micro-batch lie apart until they are added to the others; there is room
+        # for them when the first bucket is full and that part of the activations is gone.
+        mine = sum(owned_elements(weights, parallel).values())
+        kept = elements(held(weights, parallel, rank=0))
+        fresh = max(0.0, run.weight_bytes * mine - live * min(1.0, BUCKET_ELEMENTS / kept))
+    return reducing + gathered + int(fresh)

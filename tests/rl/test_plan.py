@@ -1,0 +1,257 @@
+"""`temper plan`: numbers of released models, what does not fit, and the tiny one measured."""
+
+import gc
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import logprob
+from kernels.newton_schulz import CPU_CHUNK
+from model.activations import HEAD_TILE, HEAD_TILE_CPU
+from model.config import MuonClipConfig, Offload, ParallelConfig, Precision
+from model.inventory import inventory
+from model.k2 import K2
+from model.k2_config import K2Config
+from model.live_bytes import LiveBytes
+from model.muonclip import BATCH_ELEMENTS, MuonClip, parameter_groups
+from model.policy import Policy
+from model.releases import kimi_k2_instruct
+from model.tiny import tiny_config
+from rl.cli import main
+from rl.config import TrainConfig
+from rl.errors import BadInput
+from rl.hardware import load_hardware
+from rl.plan import Plan, make_plan
+from rl.plan_changes import changes_that_fit
+from rl.plan_memory import MUON_BATCH, MUON_CHUNK, learner_memory
+from rl.plan_model import RELEASES, architecture_of
+from rl.plan_time import forward_flops, newton_schulz_flops
+from rl.recipe import load_recipe
+from rollout.config import Dtype
+
+H800 = load_hardware("H800")
+
+
+def _plan(recipe: str, *overrides: str, hardware: str = "H800") -> Plan:
+    config = load_recipe(recipe, overrides)
+    return make_plan(config, architecture_of(config.policy), load_hardware(hardware))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hardware", "parameters", "devices"),
+    [
+        ("k2_full", "H800", 1_026_408_232_448, 256),
+        ("k2_full_1024", "H800", 1_026_408_232_448, 1024),
+        ("moonlight_16b", "H800", 15_960_110_208, 8),
+        ("qwen3_0p6b", "A100", 596_049_920, 2),
+        ("quickstart", "cpu", 7_597_728, 2),
+    ],
+)
+def test_every_recipe_fits_where_it_says(
+    recipe: str, hardware: str, parameters: int, devices: int
+) -> None:
+    plan = _plan(recipe, hardware=hardware)
+    assert plan.fits, plan.problems
+    assert (plan.parameters, plan.learners + plan.engines) == (parameters, devices)
+    assert plan.traffic.muon_over_adamw <= 1.25  # Moonlight sec. 2.3
+
+
+def test_k2_states_on_128_shards_by_hand() -> None:
+    plan = _plan("k2_full", "parallel.offload=none")
+    # Every expert-parallel shard has 3 of 384 experts; everything else is cut in 128.
+    owned = 1014.686e9 / 128 + 11.722e9 / 128
+    assert plan.learner.weights == pytest.approx(2 * owned, rel=1e-3)
+    assert plan.learner.gradients == pytest.approx(4 * owned, rel=1e-3)
+    # float32 weights and momentum; AdamW's second moment for embedding and head
+    assert plan.learner.optimizer == pytest.approx(8 * owned + 4 * 2.35e9 / 128, rel=1e-3)
+    assert plan.learner.activations.saved == 61 * 8192 * 7168 * 2
+    offloaded = _plan("k2_full")
+    assert (offloaded.learner.gradients, offloaded.learner.optimizer) == (0, 0)
+    assert offloaded.learner.host == plan.learner.gradients + plan.learner.optimizer
+
+
+def test_kv_cache_of_the_engines() -> None:
+    k2 = _plan("k2_full").engine
+    assert k2.kv_bytes_per_token == 70_272  # spec 10: every device has all latents
+    assert k2.cached_tokens == 40_000_000_000 // 70_272
+    assert k2.weights == pytest.approx(2 * 1.026408e12 / 64, rel=1e-6)
+    qwen = _plan("qwen3_0p6b", "engine.tensor_parallel_size=4").engine
+    assert qwen.kv_bytes_per_token == 28 * 2 * 8 * 128 * 2 // 4  # key heads are split
+
+
+def test_traffic_of_k2_by_hand() -> None:
+    moved = _plan("k2_full", "objective.ptx_sequences=0").traffic
+    assert moved.micro_batches == 2  # 256 sequences on 128 shards, one in each micro-batch
+    dense = 11.722185664e9
+    assert moved.gradients == pytest.approx(2 * 4 * dense * 127 / 128, rel=1e-4)
+    assert moved.weights == pytest.approx(2 * 2 * 2 * dense * 127 / 128, rel=1e-4)
+    # 8 rows of 7,168 numbers for each of 16,384 tokens in 60 layers, three times there and back
+    assert moved.experts == pytest.approx(6 * 60 * 16384 * 8 * 7168 * 2 * 127 / 128, rel=1e-6)
+    # No expert is cut. Two bytes there and two back of every other matrix, over all shards.
+    assert moved.muon == pytest.approx(4 * 9.372368896e9 / 128, rel=1e-6)
+    assert moved.publish == 2 * 1_026_408_232_448
+
+
+def test_arithmetic_of_k2_by_hand() -> None:
+    k2 = kimi_k2_instruct()
+    assert forward_flops(k2, 0) / 2 == pytest.approx(31.687e9, rel=1e-3)  # spec 1.5
+    assert forward_flops(k2, 1000) - forward_flops(k2, 0) == 2 * 61 * 64 * 320 * 1000
+    one = newton_schulz_flops([w for w in inventory(k2) if w.name.endswith("1.mlp.gate.weight")], 5)
+    assert one == 6 * 5 * 384 * 384 * (4 * 7168 + 2 * 384)  # layers 1, 11, 21, ... 51
+
+
+def test_what_does_not_fit_comes_with_what_would() -> None:
+    config = load_recipe("k2_full", ["parallel.offload=none"])
+    plan = make_plan(config, kimi_k2_instruct(), H800)
+    assert not plan.fits
+    assert [p.part for p in plan.problems] == ["learner"]
+    needed = f"each learner device needs {plan.learner.total / 1e9:.1f} GB of 85.5 GB"
+    assert str(plan.problems[0]) == needed
+    found = {c.override: c.plan for c in changes_that_fit(config, kimi_k2_instruct(), H800)}
+    assert set(found) == {"parallel.offload=cpu", "parallel.shards=256"}
+    for override, changed in found.items():
+        again = _plan("k2_full", "parallel.offload=none", override)
+        assert again.fits and again.learner == changed.learner
+
+
+def test_an_engine_that_does_not_fit() -> None:
+    config = load_recipe("k2_full", ["engine.tensor_parallel_size=16"])
+    plan = make_plan(config, kimi_k2_instruct(), H800)
+    assert [p.part for p in plan.problems] == ["engine"]
+    overrides = [c.override for c in changes_that_fit(config, kimi_k2_instruct(), H800)]
+    assert overrides == ["engine.tensor_parallel_size=64"]
+    short = _plan("k2_full", "engine.kv_cache_bytes=1000000")
+    assert str(short.problems[0]) == (
+        "engine: the KV cache holds 14 tokens, less than one sequence of 8,192"
+    )
+
+
+def test_a_machine_whose_device_is_the_host_counts_all_parts() -> None:
+    cpu = load_hardware("cpu")
+    plan = _plan("quickstart", hardware="cpu")
+    together = plan.learner.total + plan.engine.total
+    config = load_recipe("quickstart", [])
+    small = replace(cpu, memory_bytes=together - 1)
+    problem = make_plan(config, tiny_config(512), small).problems[0]
+    assert (problem.part, problem.needed) == ("host", together)
+    assert make_plan(config, tiny_config(512), replace(cpu, memory_bytes=together)).fits
+
+
+def test_more_spreading_never_needs_more() -> None:
+    def total(**changes: object) -> int:
+        parallel = ParallelConfig(**({"shards": 128, "expert_parallel": 64} | changes))  # type: ignore[arg-type]
+        config = replace(load_recipe("k2_full", []), parallel=parallel)
+        memory = make_plan(config, kimi_k2_instruct(), H800).learner
+        return memory.weights + memory.gradients + memory.optimizer
+
+    by_stage = [total(zero_stage=stage) for stage in (1, 2, 3)]
+    assert by_stage[0] > by_stage[1] > by_stage[2]
+    assert total(zero_stage=1, expert_parallel=128) < by_stage[0]
+    assert total(zero_stage=2, weights=Precision.bfloat16) < by_stage[1]
+    offloaded = total(zero_stage=3, offload=Offload.cpu)
+    assert offloaded < by_stage[2]
+
+
+def test_sizes_are_those_of_the_code_that_they_stand_for() -> None:
+    assert (logprob.GPU_TILE, logprob.CPU_TILE) == (HEAD_TILE, HEAD_TILE_CPU)
+    assert (BATCH_ELEMENTS, CPU_CHUNK) == (MUON_BATCH, MUON_CHUNK)
+
+
+def test_a_price_makes_a_cost() -> None:
+    row = replace(H800, dollars_per_device_hour=2.0)
+    plan = make_plan(load_recipe("k2_full", []), kimi_k2_instruct(), row)
+    assert plan.dollars_per_step == pytest.approx(2.0 * 256 * plan.times.step / 3600)
+    assert plan.times.step == max(plan.times.training, plan.times.rollout) + plan.times.publish
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["parallel.shards=256", "parallel.expert_parallel=256"], "must divide the 384 experts"),
+        (["engine.max_model_len=200000"], "exceeds the model's context of 131072"),
+        (["engine.tensor_parallel_size=48"], "must divide the 64 heads"),
+        (["policy.path=null"], "policy.release=kimi_k2_instruct needs policy.path"),
+        (["policy.release=kimi_k2"], "did you mean 'kimi_k2p5'"),
+        (["policy.release=null"], "holds no config.json: bring the checkpoint, or name"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        _plan("k2_full", *overrides)
+
+
+def test_a_checkpoint_that_is_here_is_read(tmp_path: Path) -> None:
+    K2Config(num_hidden_layers=2).to_json(tmp_path / "config.json")
+    config = load_recipe("k2_full", [f"policy.path={tmp_path}"])
+    read = architecture_of(config.policy)
+    assert isinstance(read, K2Config) and read.num_hidden_layers == 2
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(BadInput, match="model_type 'gpt2' cannot be planned"):
+        architecture_of(config.policy)
+    for make in RELEASES.values():
+        assert make().num_hidden_layers > 20
+
+
+def _command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["temper", "plan", *arguments])
+    try:
+        main()
+    except SystemExit as done:
+        return int(done.code or 0)
+    raise AssertionError("the command did not end by exit")
+
+
+def test_the_command_says_whether_it_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _command(monkeypatch, "qwen3_0p6b", "--hardware", "A100") == 0
+    out = capsys.readouterr().out
+    assert "596,049,920 parameters" in out and "fits: " in out
+    assert _command(monkeypatch, "k2_full", "parallel.offload=none") == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "does not fit: each learner device needs" in out
+    assert "parallel.offload=cpu is enough" in out
+    assert _command(monkeypatch, "k2_full", "parallel.offload=none", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and "parallel.offload=cpu" in found["changes_that_fit"]
+    assert found["learner"]["total"] > found["device_bytes"] == 85_520_809_984
+    assert _command(monkeypatch, "k2_full", "--hardware", "H8OO") == 2
+    assert "did you mean 'H800'?" in capsys.readouterr().err
+
+
+def test_the_tiny_model_needs_what_was_predicted() -> None:
+    # Without the sharding engine: no float32 copy of the weights, no buckets. With it:
+    # benchmarks/plan_memory.py. States are exact; the height is within 10 %.
+    config, tokens, length = tiny_config(512), 1024, 256
+    recipe = TrainConfig()
+    recipe.policy.micro_batch_tokens = tokens
+    recipe.policy.dtype = Dtype.float32
+    plan = learner_memory(recipe, config, inventory(config), load_hardware("cpu"))
+    ids = torch.randint(0, 500, (tokens,), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(tokens, dtype=torch.bool)
+    mask[::length] = False
+    lengths = [length] * (tokens // length)
+    gc.collect()
+    with LiveBytes() as live:
+        network = K2(config)
+        network.initialize_(0)
+        assert live.now == plan.weights
+        optimizer = MuonClip(parameter_groups(network.named_parameters()), MuonClipConfig())
+        policy = Policy(network)
+        for _ in range(2):
+            optimizer.zero_grad()
+            live.reset_peak()
+            for _ in range(2):
+                out = policy(ids, mask, lengths, torch.ones(len(lengths)))
+                (-out.logprobs.mean()).backward()
+                del out
+            optimizer.step()
+        gc.collect()
+        copy_of_weights = sum(p.nbytes for p in network.parameters())
+        states = plan.weights + plan.gradients + plan.optimizer - copy_of_weights
+        assert live.now == pytest.approx(states, rel=0.005)  # AdamW's counters, cached indices
+        assert live.peak == pytest.approx(states + plan.activations.total, rel=0.1)
