@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kernels.experts import routed_experts
-from model.k2 import Experts
+from model.feed_forward import Experts, expert_weight
 
 
 class _AllToAll(torch.autograd.Function):
@@ -48,7 +48,7 @@ class ExpertParallel(nn.Module):
         Raises ValueError if the R shards of `group` do not divide the E experts of `whole`.
         """
         super().__init__()
-        self.group = group
+        self.group, self.int4 = group, whole.int4
         self.experts, ranks = len(whole.gate_up_proj), dist.get_world_size(group)
         if self.experts % ranks:
             raise ValueError(
@@ -77,10 +77,11 @@ class ExpertParallel(nn.Module):
         rows = _AllToAll.apply(x[order // chosen.shape[1]], sent, received, self.group)
         expert = torch.arange(self.local, device=x.device).repeat(len(sent))
         expert = expert.repeat_interleave(theirs)[:, None]
-        gate_up, down = self.gate_up_proj, self.down_proj
-        out = routed_experts(
-            rows, gate_up.to(x.dtype), down.to(x.dtype), expert, rows.new_ones(expert.shape)
+        gate_up, down = (
+            expert_weight(weight, x.dtype, int4=self.int4)
+            for weight in (self.gate_up_proj, self.down_proj)
         )
+        out = routed_experts(rows, gate_up, down, expert, rows.new_ones(expert.shape))
         back = _AllToAll.apply(out, received, sent, self.group)
         mine = torch.empty_like(order).scatter_(
             0, order, torch.arange(len(order), device=order.device)

@@ -10,20 +10,17 @@ Departure from K2's listing: the momentum is Nesterov's, as in Moonlight's code.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.newton_schulz import newton_schulz
 from model.config import MuonClipConfig
-from model.pieces import Matrices, Matrix, Piece, is_matrix, matrices, rounds, whole_runs
+from model.exchange import BATCH_ELEMENTS, Layout, exchange
+from model.pieces import Piece, is_matrix
 from model.state import Run, SavedState
-
-BATCH_ELEMENTS = 1 << 25  # of updates held at once, on every shard
 
 
 def parameter_groups(
@@ -49,31 +46,6 @@ def parameter_groups(
         }
         for (muon, experts), members in kinds.items()
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What lies in a flat tensor, and what moves between shards to update its matrices."""
-
-    pieces: Sequence[Piece]  # of this shard
-    muon: bool
-    runs: Sequence[Matrices] = ()
-    rounds: Sequence[Sequence[Matrix]] = ()
-    group: dist.ProcessGroup | None = None
-    rank: int = 0  # in the group
-
-    @staticmethod
-    def of(pieces: Sequence[Piece], *, muon: bool, group: dist.ProcessGroup | None) -> "Layout":
-        """Agree with the other shards of `group`; all of them must call this together."""
-        if not muon:
-            return Layout(pieces, muon)
-        ranks, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
-        everyone: list[Sequence[Piece]] = [pieces] * ranks
-        if ranks > 1:
-            dist.all_gather_object(everyone, pieces, group=group)
-        found = matrices(everyone)
-        parts = list(rounds(found, BATCH_ELEMENTS * ranks))
-        return Layout(pieces, muon, whole_runs(found, rank), parts, group, rank)
 
 
 class MuonClip(torch.optim.Optimizer):
@@ -229,59 +201,20 @@ class MuonClip(torch.optim.Optimizer):
             for target, part in pairs:
                 update = self._orthogonalise(part.to(self._device or part.device), group)
                 target.add_(update.to(target), alpha=-group["lr"] * _rms_scale(*shape))
-        for members in layout.rounds:
-            self._exchange(members, weight, direction, group, layout)
-
-    def _exchange(
-        self,
-        members: Sequence[Matrix],
-        weight: Tensor,
-        direction: Tensor,
-        group: dict[str, Any],
-        layout: Layout,
-    ) -> None:
-        """Update matrices that are cut: parts to the owner, updates back."""
-        ranks, me = dist.get_world_size(layout.group), layout.rank
         device = self._device or weight.device
-        # What I hold of the matrices of every owner, and what I get of mine from every holder.
-        held = [
-            [s for m in members if m.owner == r for s in m.shares if s.rank == me]
-            for r in range(ranks)
-        ]
-        mine = [m for m in members if m.owner == me]
-        owned = [[(m, s) for m in mine for s in m.shares if s.rank == r] for r in range(ranks)]
-        out_sizes = [sum(s.end - s.begin for s in shares) for shares in held]
-        in_sizes = [sum(s.end - s.begin for _, s in shares) for shares in owned]
-        parts = [direction[s.place] for shares in held for s in shares]
-        sent = torch.cat(parts).to(device, self.ns_dtype)
-        received = sent.new_empty(sum(in_sizes))
-        dist.all_to_all_single(received, sent, in_sizes, out_sizes, group=layout.group)
-
-        whole = {id(m): received.new_empty(m.size) for m in mine}
-        places = [whole[id(m)][s.begin : s.end] for shares in owned for m, s in shares]
-        for place, part in zip(places, received.split([p.numel() for p in places]), strict=True):
-            place.copy_(part)
-        for shape in {(m.rows, m.columns) for m in mine}:
-            same = [m for m in mine if (m.rows, m.columns) == shape]
-            stack = torch.stack([whole[id(m)].view(shape) for m in same])
-            for matrix, update in zip(same, self._orthogonalise(stack, group), strict=True):
-                whole[id(matrix)].copy_(update.reshape(-1))
-
-        torch.cat(places, out=received) if places else received
-        dist.all_to_all_single(sent, received, out_sizes, in_sizes, group=layout.group)
-        scales = [
-            _rms_scale(m.rows, m.columns)
-            for r in range(ranks)
-            for m in members
-            if m.owner == r
-            for s in m.shares
-            if s.rank == me
-        ]
-        shares = [s for group_shares in held for s in group_shares]
-        updates = sent.split([s.end - s.begin for s in shares])
-        for share, update, scale in zip(shares, updates, scales, strict=True):
-            target = weight[share.place]
-            target.add_(update.to(target), alpha=-group["lr"] * scale)
+        for members in layout.rounds:
+            parts = exchange(
+                members,
+                direction,
+                layout,
+                orthogonalise=lambda stack: self._orthogonalise(stack, group),
+                dtype=self.ns_dtype,
+                device=device,
+            )
+            for matrix, share, update in parts:
+                target = weight[share.place]
+                scale = _rms_scale(matrix.rows, matrix.columns)
+                target.add_(update.to(target), alpha=-group["lr"] * scale)
 
     def _orthogonalise(
         self, direction: Float[Tensor, "B n m"], group: dict[str, Any]

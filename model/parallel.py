@@ -8,7 +8,7 @@ only among the shards that hold the same ones.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,9 +25,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import MuonClipConfig, Offload, ParallelConfig, Precision, Rank
+from model.exchange import Layout
 from model.expert_parallel import ExpertParallel
-from model.k2 import Experts
-from model.muonclip import Layout, MuonClip, parameter_groups
+from model.feed_forward import Experts
+from model.flat_tensors import flats_of_stage_1_and_2, flats_of_stage_3
+from model.muonclip import MuonClip, parameter_groups
 from model.network import Network
 from model.pieces import Piece
 from model.policy import Policy, PolicyOutput
@@ -47,16 +49,6 @@ class StepReport:
     update_rms: float  # of the Muon updates before the learning rate: about 0.14-0.19
     matrices: int  # orthogonalised
     grad_norm: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Flat:
-    """One of DeepSpeed's flat tensors."""
-
-    tensor: Tensor
-    runs: list[tuple[nn.Parameter, int, int, int]]  # local [begin, end) of a parameter, offset
-    group: dist.ProcessGroup
-    muon: bool
 
 
 class _ExpertMarker(AutoEPMoELayer):
@@ -87,7 +79,7 @@ def join(place: Rank, timeout_seconds: int) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         # DeepSpeed would compile an all-reduce for inference when it starts: half a minute, and a
         # compiler that nothing else needs.
-        deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.ops.__compatible_ops__ = {"async_io": True}
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         rank=place.rank,
@@ -299,7 +291,8 @@ class Shard:
     def _shard_optimizer(self, names: dict[int, str], shapes: dict[str, tuple[int, ...]]) -> None:
         """Tell MuonClip what DeepSpeed's flat tensors hold."""
         zero = self._engine.optimizer
-        flats = _flats3(zero) if self.parallel.zero_stage == 3 else _flats12(zero)
+        stage_3 = self.parallel.zero_stage == 3
+        flats = flats_of_stage_3(zero) if stage_3 else flats_of_stage_1_and_2(zero)
         layouts = {}
         for flat in flats:
             pieces = []
@@ -434,36 +427,3 @@ def _engine_config(parallel: ParallelConfig) -> dict[str, Any]:
         "communication_data_type": "fp32",
         "zero_optimization": zero,
     }
-
-
-def _flats12(zero: Any) -> Iterable[_Flat]:
-    """ZeRO-1 and 2: a group's parameters end to end, cut in equal parts."""
-    for index, tensor in enumerate(zero.single_partition_of_fp32_groups):
-        group, size = zero.real_dp_process_group[index], zero.partition_size[index]
-        start = dist.get_rank(group) * size
-        runs = []
-        for parameter, offset in zip(
-            zero.round_robin_bit16_groups[index], zero.round_robin_bit16_offsets[index], strict=True
-        ):
-            begin = max(offset, start)
-            end = min(offset + parameter.numel(), start + size)
-            if begin < end:
-                runs.append((parameter, begin - offset, end - offset, begin - start))
-        muon = zero.optimizer.param_groups[index]["muon"]
-        yield _Flat(tensor=tensor, runs=runs, group=group, muon=muon)
-
-
-def _flats3(zero: Any) -> Iterable[_Flat]:
-    """ZeRO-3: every parameter cut in equal parts, the parts of a sub-group end to end."""
-    for index, tensor in enumerate(zero.fp32_partitioned_groups_flat):
-        offset, runs = 0, []
-        group = zero._get_sub_group_process_group(index)
-        for parameter in zero.fp16_groups[index]:
-            size = parameter.partition_numel()
-            begin = dist.get_rank(group) * size
-            end = min(begin + size, parameter.ds_numel)
-            if begin < end:
-                runs.append((parameter, begin, end, offset))
-            offset += size
-        muon = zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]["muon"]
-        yield _Flat(tensor=tensor, runs=runs, group=group, muon=muon)

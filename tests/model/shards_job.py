@@ -89,13 +89,18 @@ def run(name: str, settings: dict[str, Any]) -> None:
             tensor.copy_(whole[first : first + len(tensor)] if ".experts." in key else whole)
 
     with torch.device("meta"):
-        network = K2(config, checkpoint_layers=settings.get("checkpoint_layers", False))
+        network = K2(
+            config,
+            checkpoint_layers=settings.get("checkpoint_layers", False),
+            int4_experts=settings.get("int4", False),
+        )
     parallel = ParallelConfig(
         shards=JOB["shards"],
         zero_stage=settings.get("stage", 1),
         expert_parallel=settings.get("experts", 1),
         weights=Precision(settings.get("weights", "float32")),
         offload=Offload(settings.get("offload", "none")),
+        nvme_path=str(FOLDER / "nvme"),
     )
     optimizer = MuonClipConfig(
         learning_rate=0.02, weight_decay=0.1, qk_clip_tau=settings.get("tau", 100.0)

@@ -19,7 +19,7 @@ MODEL = {
     "vocab_size": 48,
     "hidden_size": 32,
     "intermediate_size": 40,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -101,6 +101,7 @@ def alone(folder: Path) -> Results:
             "one-bf16": {"stage": 2, "weights": "bfloat16"},
             "one-four": {"steps": 4},
             "one-four-bf16": {"stage": 2, "weights": "bfloat16", "steps": 4},
+            "one-int4": {"int4": True},
             "one-saved": {"save": "state-one"},
         },
     )
@@ -132,6 +133,7 @@ def two(folder: Path, alone: Results) -> Results:
                 "restore": "state-one",
                 "start": "one-saved",
             },
+            "two-int4": {"stage": 2, "experts": 2, "int4": True},
             "two-saved": {"stage": 3, "experts": 2, "save": "state-two"},
             "two-saved-bf16": {"stage": 2, "weights": "bfloat16", "save": "state-bf16"},
         },
@@ -216,10 +218,20 @@ def test_clip_reaches_every_shard(alone: Results, two: Results, name: str) -> No
     ).abs().max() > 1e-3
 
 
+def test_spread_experts_are_rounded_to_int4_too(alone: Results, two: Results) -> None:
+    """Rounding can turn on the order of a sum: a few of many elements, by one step of the grid."""
+    plain, expected = _whole(alone["one"]), _whole(alone["one-int4"])
+    got = _whole(two["two-int4"])
+    name = "model.layers.1.mlp.experts.down_proj"
+    assert (plain[name] - expected[name]).abs().mean() > 1e-4
+    for key, tensor in expected.items():
+        assert (got[key] - tensor).abs().mean() < 1e-6, key
+
+
 @pytest.mark.parametrize("name", ["two-bf16", "two-bf16-3"])
 def test_bfloat16_weights_keep_float32_masters(alone: Results, two: Results, name: str) -> None:
-    """One unit in the last place of bfloat16 at these sizes (below 0.5) is 0.002; rare rounding
-    differences of the forward pass turn the orthogonalised updates (0.003 an element) a little.
+    """Rounding of the forward pass turns the updates a little: matrices move by 0.006 an element
+    in two steps, gains by 0.04, and a gain whose gradient is nearly zero may go the other way.
     """
     got, expected = _whole(two[name]), _whole(alone["one-bf16"])
     assert all(
@@ -227,7 +239,7 @@ def test_bfloat16_weights_keep_float32_masters(alone: Results, two: Results, nam
     )
     for key, tensor in expected.items():
         gap = (got[key].float() - tensor.float()).abs()
-        assert gap.mean() < 1e-3 and gap.max() < 0.05, key
+        assert gap.mean() < (1e-3 if tensor.dim() > 1 else 5e-3) and gap.max() < 0.1, key
 
 
 def test_every_matrix_is_orthogonalised_once(two: Results, four: Results) -> None:
