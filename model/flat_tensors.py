@@ -4,6 +4,7 @@ Read from the ZeRO optimiser itself, so that nothing here can differ from what i
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,3 +53,23 @@ def flats_of_stage_3(zero: Any) -> Iterator[FlatTensor]:
             offset += size
         muon = zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]["muon"]
         yield FlatTensor(tensor=tensor, runs=runs, group=group, muon=muon)
+
+
+@contextmanager
+def swapped_in(zero: Any, tensor: Tensor, changed: bool) -> Iterator[None]:
+    """Have a flat tensor of ZeRO-3 and its state in memory, whose place between steps is the disk.
+
+    `changed` writes them back afterwards. What is too small for the disk is in memory always.
+    """
+    flats = zero.fp32_partitioned_groups_flat
+    index = next(i for i, flat in enumerate(flats) if flat is tensor)
+    if not zero._swappable_optimizer_subgroup(index):
+        yield
+        return
+    zero._optimizer_states_and_gradient_swap_in(index)
+    try:
+        yield
+        if changed:
+            zero._writeback_swap_state(index, write_opt_state=True, write_gradients=False)
+    finally:
+        zero._release_swap_buffers(index)

@@ -164,6 +164,7 @@ class K2(Network):
                 f"got {config.hidden_size} and {config.moe_intermediate_size}"
             )
         self.config, self.compute_dtype = config, compute_dtype
+        self.context = config.max_position_embeddings
         self.checkpoint_layers = checkpoint_layers
         self.count_load = count_load
         self.load: Int[Tensor, "moe_layers E"] | None = None

@@ -10,6 +10,7 @@ Departure from K2's listing: the momentum is Nesterov's, as in Moonlight's code.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from model.config import MuonClipConfig
 from model.exchange import BATCH_ELEMENTS, Layout, exchange
 from model.pieces import Piece, is_matrix
 from model.state import Run, SavedState
+
+# Brings a flat tensor and its state into memory; writes them back if they are changed.
+InMemory = Callable[[Tensor, bool], AbstractContextManager[None]]
 
 
 def parameter_groups(
@@ -80,22 +84,39 @@ class MuonClip(torch.optim.Optimizer):
         self._device = device
         self._clip: dict[str, Tensor] = {}
         self._layouts: dict[Tensor, Layout] = {}
+        self._in_memory: InMemory | None = None
 
-    def shard(self, layouts: Mapping[Tensor, Layout]) -> None:
-        """Take the flat tensors that have replaced the parameters."""
-        self._layouts = dict(layouts)
+    def shard(self, layouts: Mapping[Tensor, Layout], in_memory: InMemory | None = None) -> None:
+        """Take the flat tensors that have replaced the parameters.
 
-    def pieces(self) -> Iterator[tuple[Tensor, Piece]]:
-        """Every flat tensor of this shard with the pieces in it."""
-        for tensor, layout in self._laid_out().items():
-            for piece in layout.pieces:
+        `in_memory`: for engines that keep them and their state elsewhere between steps.
+        """
+        self._layouts, self._in_memory = dict(layouts), in_memory
+
+    def flats(self) -> list[Tensor]:
+        """The flat tensors of this shard, as many on every shard."""
+        return list(self._laid_out())
+
+    def in_memory(self, flat: Tensor, *, changed: bool = False) -> AbstractContextManager[None]:
+        """Where elements of a flat tensor and its state may be read, or `changed`."""
+        return self._in_memory(flat, changed) if self._in_memory is not None else nullcontext()
+
+    def pieces(self, *flats: Tensor) -> Iterator[tuple[Tensor, Piece]]:
+        """The pieces in these flat tensors, or in all of this shard."""
+        layouts = self._laid_out()
+        for tensor in flats or layouts:
+            for piece in layouts[tensor].pieces:
                 yield tensor, piece
 
-    def saved_runs(self) -> Iterator[Run]:
-        """The state that lies here, by parameter; `steps` is apart."""
-        for tensor, layout in self._laid_out().items():
+    def saved_runs(self, *flats: Tensor) -> Iterator[Run]:
+        """The state of these flat tensors, or all that lies here; `steps` is apart.
+
+        By parameter; views, so they must be used `in_memory`.
+        """
+        layouts = self._laid_out()
+        for tensor in flats or layouts:
             for kind, values in self.state[tensor].items():
-                for piece in layout.pieces if kind != "step" else ():
+                for piece in layouts[tensor].pieces if kind != "step" else ():
                     yield Run(
                         kind=kind,
                         parameter=piece.parameter,
@@ -111,21 +132,28 @@ class MuonClip(torch.optim.Optimizer):
     def restore(self, saved: SavedState) -> None:
         """Take the state that `saved_runs` gave, however it was cut; none where none was saved.
 
-        Raises CheckpointError if a part of it is missing.
+        Weights too, where they were saved (as kind "weight"). Raises CheckpointError if a part is
+        missing.
         """
         for tensor, layout in self._laid_out().items():
-            kinds = ("momentum",) if layout.muon else ("exp_avg", "exp_avg_sq")
-            known = [p for p in layout.pieces if saved.has(kinds[0], p.parameter)]
-            if not known:
-                continue
-            state = self.state[tensor]
-            for kind in kinds:
-                state[kind] = torch.zeros_like(tensor.data.view(-1), dtype=torch.float32)
+            with self.in_memory(tensor, changed=True):
+                if any(saved.has(_kinds(layout)[0], piece.parameter) for piece in layout.pieces):
+                    self._restore_state(saved, tensor, layout)
                 for piece in layout.pieces:
-                    place = state[kind][piece.place]
-                    saved.read_into(kind, piece.parameter, piece.begin, place)
-            if not layout.muon:
-                state["step"] = torch.tensor(float(saved.counters["adam_steps"]))
+                    if saved.has("weight", piece.parameter):
+                        place = tensor.data.view(-1)[piece.place]
+                        saved.read_into("weight", piece.parameter, piece.begin, place)
+
+    def _restore_state(self, saved: SavedState, tensor: Tensor, layout: Layout) -> None:
+        state = self.state[tensor]
+        for kind in _kinds(layout):
+            if kind not in state:  # an engine may hold on to the tensor that is there
+                state[kind] = torch.zeros_like(tensor.data.view(-1), dtype=torch.float32)
+            for piece in layout.pieces:
+                place = state[kind][piece.place]
+                saved.read_into(kind, piece.parameter, piece.begin, place)
+        if not layout.muon:
+            state["step"] = torch.tensor(float(saved.counters["adam_steps"]))
 
     def clip(self, rows: Mapping[str, Float[Tensor, " rows"]]) -> None:
         """After the next update, multiply the rows of these parameters (QK-Clip, spec 2.2)."""
@@ -171,9 +199,10 @@ class MuonClip(torch.optim.Optimizer):
 
     def reset(self) -> None:
         """Forget momentum and moments, as at the start of an iteration (spec 3.1)."""
-        for state in self.state.values():
-            for value in state.values():
-                value.zero_()
+        for tensor, state in self.state.items():
+            with self.in_memory(tensor, changed=True):
+                for value in state.values():
+                    value.zero_()
 
     def _muon(
         self,
@@ -243,6 +272,11 @@ class MuonClip(torch.optim.Optimizer):
         spread = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
+
+
+def _kinds(layout: Layout) -> tuple[str, ...]:
+    """State of a flat tensor, as large as the tensor itself."""
+    return ("momentum",) if layout.muon else ("exp_avg", "exp_avg_sq")
 
 
 def _rms_scale(rows: int, columns: int) -> float:

@@ -23,6 +23,7 @@ class Network(nn.Module):
     """A causal language model over packed sequences."""
 
     lm_head: nn.Linear
+    context: int  # most tokens of one sequence
     compute_dtype: torch.dtype  # of activations
     qk_clip_note: str | None = None  # why QK-Clip leaves this network alone; None where it applies
 

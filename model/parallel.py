@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import deepspeed
@@ -20,6 +22,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,7 +31,7 @@ from model.config import MuonClipConfig, Offload, ParallelConfig, Precision, Ran
 from model.exchange import Layout
 from model.expert_parallel import ExpertParallel
 from model.feed_forward import Experts
-from model.flat_tensors import flats_of_stage_1_and_2, flats_of_stage_3
+from model.flat_tensors import flats_of_stage_1_and_2, flats_of_stage_3, swapped_in
 from model.muonclip import MuonClip, parameter_groups
 from model.network import Network
 from model.pieces import Piece
@@ -108,8 +111,11 @@ class Shard:
             parallel: how the job is cut.
 
         Raises:
-            ValueError: expert_parallel does not divide the experts, or the network has none.
+            ValueError: expert_parallel does not divide the experts, or the network has none;
+                offload=nvme cannot work on this machine.
         """
+        if parallel.offload is Offload.nvme:
+            _check_nvme(Path(parallel.nvme_path or ""))
         self.parallel = parallel
         self._tau = optimizer.qk_clip_tau
         deepspeed.init_distributed(auto_mpi_discovery=False)
@@ -226,32 +232,36 @@ class Shard:
         """Write this shard's part of the optimiser's state, and its random state, into `folder`.
 
         Weights of less than float32 are saved here too, as the optimiser has them. `counters` are
-        numbers of the caller, given back by `restore`.
+        numbers of the caller, given back by `restore`. Every flat tensor gets a file, so that what
+        lies on a disk comes into memory one at a time.
         """
 
-        def runs() -> Iterator[Run]:
-            yield from self.optimizer.saved_runs()
+        def runs(flat: Tensor) -> Iterator[Run]:
+            yield from self.optimizer.saved_runs(flat)
             if self.parallel.weights is not Precision.float32:
-                for tensor, piece in self.optimizer.pieces():
+                for tensor, piece in self.optimizer.pieces(flat):
                     values = tensor.detach()[piece.place]
                     yield Run(
                         kind="weight", parameter=piece.parameter, begin=piece.begin, values=values
                     )
 
         counters = counters | {"adam_steps": self.optimizer.steps}
-        write_state(folder, runs(), rank=self.rank, size=self.size, counters=counters)
+        flats = self.optimizer.flats()
+        for index, flat in enumerate(flats):
+            # The first files are those of every shard's first part: one random state for each.
+            rank, size = index * self.size + self.rank, len(flats) * self.size
+            with self.optimizer.in_memory(flat):
+                write_state(folder, runs(flat), rank=rank, size=size, counters=counters)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> dict[str, int]:
         """Take what `save` wrote, on any number of shards, cut in any way.
 
-        The weights themselves came with `fill`. Raises CheckpointError if something is missing.
+        Weights came with `fill`; those that were saved are taken too. Raises CheckpointError if
+        something is missing.
         """
         saved = SavedState(folder)
         self.optimizer.restore(saved)
-        for tensor, piece in self.optimizer.pieces():
-            if saved.has("weight", piece.parameter):
-                saved.read_into("weight", piece.parameter, piece.begin, tensor.data[piece.place])
         torch.set_rng_state(saved.random(self.rank))
         return saved.counters
 
@@ -311,7 +321,8 @@ class Shard:
                     )
                 )
             layouts[flat.tensor] = Layout.of(pieces, muon=flat.muon, group=flat.group)
-        self.optimizer.shard(layouts)
+        swapped = self.parallel.offload is Offload.nvme
+        self.optimizer.shard(layouts, partial(swapped_in, zero) if swapped else None)
 
 
 class _Only(nn.Module):
@@ -394,6 +405,21 @@ def _whole(parameter: Tensor) -> AbstractContextManager[Any]:
     if hasattr(parameter, "ds_id"):
         return deepspeed.zero.GatheredParameters([parameter])
     return nullcontext()
+
+
+def _check_nvme(folder: Path) -> None:
+    """Compile what reads and writes the disk, two minutes once for all, before anything is loaded.
+
+    Raises ValueError if that fails, or if `folder` is not one to write in.
+    """
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"parallel.nvme_path={folder} is not a folder that can be written to")
+    try:
+        AsyncIOBuilder().load()
+    except (RuntimeError, OSError, SubprocessError) as error:
+        raise ValueError(
+            "parallel.offload=nvme needs libaio and a C++ compiler: apt install libaio-dev g++"
+        ) from error
 
 
 def _engine_config(parallel: ParallelConfig) -> dict[str, Any]:

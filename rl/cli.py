@@ -9,10 +9,13 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rl.config import TrainConfig
 
 app = typer.Typer(
     help="Reinforcement-learning post-training the way Kimi K2 was post-trained.",
@@ -29,6 +32,15 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as steps=20 seed=1."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+Hardware = Annotated[
+    str | None,
+    typer.Option(
+        "--hardware",
+        help="A name in configs/hardware, or the path of a YAML file. "
+        "Default: cpu for the tiny model, else H800.",
+    ),
+]
 
 
 class Storage(StrEnum):
@@ -48,7 +60,7 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, and stop.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +77,7 @@ def train(
     config = load_recipe(recipe, overrides or [])
     if dry_run:
         typer.echo(to_yaml(config))
+        _plan(config, None, as_json)
         return
     from rl.train import train as run
 
@@ -125,10 +138,7 @@ def evaluate(
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,
-    hardware: Annotated[
-        str,
-        typer.Option("--hardware", help="A name in configs/hardware, or the path of a YAML file."),
-    ] = "H800",
+    hardware: Hardware = None,
     as_json: Json = False,
 ) -> None:
     """Memory, traffic and time of a recipe, by arithmetic alone. Exit code 1: it does not fit.
@@ -136,24 +146,11 @@ def plan(
     \b
     temper plan k2_full                              Kimi K2, whole, on 256 H800
     temper plan k2_full parallel.offload=none        what happens without offload, what would help
-    temper plan quickstart --hardware cpu
+    temper plan moonlight_16b --hardware H200
     """
-    from rl.hardware import load_hardware
-    from rl.plan import make_plan
-    from rl.plan_changes import changes_that_fit
-    from rl.plan_model import architecture_of
-    from rl.plan_table import plan_json, print_plan
     from rl.recipe import load_recipe
 
-    config, row = load_recipe(recipe, overrides or []), load_hardware(hardware)
-    architecture = architecture_of(config.policy)
-    made = make_plan(config, architecture, row)
-    changes = [] if made.fits else changes_that_fit(config, architecture, row)
-    if as_json:
-        typer.echo(plan_json(made, changes))
-    else:
-        print_plan(made, changes, Console())
-    if not made.fits:
+    if not _plan(load_recipe(recipe, overrides or []), hardware, as_json):
         raise SystemExit(1)
 
 
@@ -206,6 +203,25 @@ def export(
     dtype = torch.float32 if storage is Storage.float32 else torch.bfloat16
     convert_checkpoint(checkpoint / "model", out, dtype, quantised=quantised)
     typer.echo(f"exported {checkpoint.name} as {storage.value} to {out}")
+
+
+def _plan(config: "TrainConfig", hardware: str | None, as_json: bool) -> bool:
+    """Print what a recipe needs; whether it fits."""
+    from rl.hardware import load_hardware
+    from rl.plan import make_plan
+    from rl.plan_changes import changes_that_fit
+    from rl.plan_model import architecture_of
+    from rl.plan_table import plan_json, print_plan
+
+    row = load_hardware(hardware or ("cpu" if config.policy.path is None else "H800"))
+    architecture = architecture_of(config.policy)
+    made = make_plan(config, architecture, row)
+    changes = [] if made.fits else changes_that_fit(config, architecture, row)
+    if as_json:
+        typer.echo(plan_json(made, changes))
+    else:
+        print_plan(made, changes, Console())
+    return made.fits
 
 
 def _console(as_json: bool) -> Console:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from model.checkpoint_reader import empty_network
+from model.feed_forward import Experts
 from model.tiny import create_tiny
 from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
@@ -50,6 +52,7 @@ class Training:
         else:
             self.folder.config.write_text(to_yaml(config))
             self.start_checkpoint = self._starting_model()
+        self._check_network()
         try:
             self.renderer = Renderer(self.start_checkpoint)
         except (OSError, ValueError) as error:
@@ -69,6 +72,33 @@ class Training:
         texts = corpus(self.config.tasks, TINY_CORPUS_TASKS)
         create_tiny(self.folder.start, texts, seed=self.config.seed)
         return self.folder.start
+
+    def _check_network(self) -> None:
+        """Refuse what the learner's shards would refuse, before anything is started.
+
+        Raises:
+            CheckpointError: a network that cannot be trained.
+            BadInput: sequences longer than its context, or experts that cannot be spread.
+        """
+        config = self.config
+        network = empty_network(
+            self.start_checkpoint,
+            compute_dtype=getattr(torch, config.policy.dtype.value),
+            int4_experts=config.policy.int4_experts,
+        )
+        if config.engine.max_model_len > network.context:
+            raise BadInput(
+                f"engine.max_model_len={config.engine.max_model_len} is longer than the context "
+                f"of the network: at most {network.context}"
+            )
+        ranks = config.parallel.expert_parallel
+        experts = [len(m.gate_up_proj) for m in network.modules() if isinstance(m, Experts)]
+        if ranks > 1 and not experts:
+            raise BadInput(f"parallel.expert_parallel={ranks}: the network has no K2 experts")
+        if any(count % ranks for count in experts):
+            raise BadInput(
+                f"parallel.expert_parallel={ranks} must divide the {experts[0]} routed experts"
+            )
 
     def probe(self) -> list[list[int]]:
         """Fixed sequences on which engines and learner are compared: worked held-out tasks."""
@@ -106,7 +136,7 @@ class Training:
         self._probe = probe
         self._learner = await cluster.place_learner(spec, probe)
         if self._learner.note is not None:
-            self.display.say(self._learner.note)
+            self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
             await self._call("resume", self.resumed_from)
 

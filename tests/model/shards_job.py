@@ -109,6 +109,8 @@ def run(name: str, settings: dict[str, Any]) -> None:
     shard.optimizer.ns_dtype = getattr(torch, settings.get("ns_dtype", "float32"))
     if "restore" in settings:
         shard.restore(FOLDER / settings["restore"])
+    if "reset" in settings:
+        shard.optimizer.reset()
     reports, sent = [], []
     for _ in range(settings.get("steps", 2)):
         parts = passes(shard, settings.get("micro", 2), config.vocab_size)
@@ -129,6 +131,7 @@ def run(name: str, settings: dict[str, Any]) -> None:
         "reports": reports,
         "sent": sent,
         "orthogonalised": shard.optimizer.orthogonalised,
+        "in_memory": sum(v.numel() for s in shard.optimizer.state.values() for v in s.values()),
     }
     torch.save(result, FOLDER / f"{name}-{shard.rank}.pt")
 

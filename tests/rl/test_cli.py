@@ -38,6 +38,20 @@ def temper(
         (("train", "quickstart", "resume=true"), "nothing to resume"),
         (("train", "quickstart", "policy.path=nowhere"), "policy.path=nowhere"),
         (("train", "quickstart", "tasks.families=[{name: chain_sun}]"), "'chain_sum'"),
+        (
+            ("train", "quickstart", "parallel.shards=3", "parallel.expert_parallel=3"),
+            "parallel.expert_parallel=3 must divide the 16 routed experts",
+        ),
+        (
+            ("train", "quickstart", "parallel.shards=3", "parallel.expert_parallel=2"),
+            "parallel.expert_parallel=2 must divide parallel.shards=3",
+        ),
+        (
+            ("train", "quickstart", "engine.max_model_len=100000"),
+            "engine.max_model_len=100000 is longer than the context of the network",
+        ),
+        (("train", "quickstart", "parallel.weights=bfloat16"), "needs parallel.zero_stage=2 or 3"),
+        (("train", "quickstart", "paralel.shards=2"), "did you mean 'parallel.shards'"),
         (("sft", "quickstart", "sft=null"), "no section sft"),
         (("report", "nowhere"), "nothing to report"),
         (("export", "nowhere", "out"), "no checkpoint"),
@@ -84,3 +98,21 @@ def test_a_foreign_folder_is_left_alone(temper, tmp_path: Path) -> None:  # type
 def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = temper("train", "quickstart", "steps=7", "--dry-run")
     assert code == 0 and "steps: 7" in out and "qk_clip_tau: 100.0" in out
+
+
+def test_another_architecture_is_refused_by_name(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "mamba"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba9", "hidden_size": 8}))
+    code, _, error = temper("train", "quickstart", f"policy.path={folder}")
+    assert code == 2
+    assert "model_type mamba9 is not a causal language model" in error
+
+
+def test_a_key_that_would_be_ignored_is_refused_by_name(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    create_tiny(tmp_path / "tiny", ["1 + 1 = 2"] * 50, seed=0)
+    file = tmp_path / "tiny" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attention_sinks": 4}))
+    code, _, error = temper("train", "quickstart", f"policy.path={tmp_path / 'tiny'}")
+    assert code == 2
+    assert "config.json" in error and "attention_sinks" in error and "4" in error

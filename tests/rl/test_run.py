@@ -6,6 +6,7 @@ One supervised start serves all of them. Commands run as a user's would: in proc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rl.checkpoint import latest_checkpoint, read_state
 from rl.metrics import read_metrics
@@ -166,3 +169,58 @@ def test_weights_that_do_not_arrive_stop_the_run(start: Path, tmp_path: Path) ->
     assert done.returncode == 1
     assert "rollout worker 0 does not compute with version 0 of the weights" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_spread_learner_goes_on_with_another_number_of_shards(start: Path, tmp_path: Path) -> None:
+    """ZeRO-3 and spread experts on two shards, INT4 training; then one shard goes on."""
+    folder = RunFolder(tmp_path / "run")
+    common = ["train", "quickstart", *SHORT, f"run_dir={folder.root}", "policy.int4_experts=true"]
+    spread = ["parallel.shards=2", "parallel.zero_stage=3", "parallel.expert_parallel=2"]
+    done = _run(*common, *spread, f"policy.path={start}", "steps=2")
+    assert done.returncode == 0, done.stderr
+    done = _run(*common, "steps=3", "resume=true")
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(folder.metrics)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    # The engine serves the rounded experts, in float32: any other weights would show.
+    assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
+    assert all(0.1 < row["optim/update_rms"] < 0.22 for row in rows)
+    exported = tmp_path / "exported"
+    assert _run("export", str(folder.root), str(exported)).returncode == 0
+    config = json.loads((exported / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized"
+
+
+def test_another_network_trains_through_the_same_learner(start: Path, tmp_path: Path) -> None:
+    """Qwen3 with a tied head, made here from its config, with the tokenizer of the tiny K2."""
+    torch.manual_seed(0)
+    qwen = tmp_path / "qwen"
+    tokenizer = json.loads((start / "config.json").read_text())
+    config = Qwen3Config(
+        vocab_size=tokenizer["vocab_size"],
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer["bos_token_id"],
+        eos_token_id=tokenizer["eos_token_id"],
+        pad_token_id=tokenizer["pad_token_id"],
+    )
+    Qwen3ForCausalLM(config).save_pretrained(qwen)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (start / name).is_file():
+            shutil.copyfile(start / name, qwen / name)
+    folder = RunFolder(tmp_path / "run")
+    done = _run(
+        "train", "quickstart", *SHORT, f"policy.path={qwen}", "steps=2", "parallel.shards=2",
+        "parallel.zero_stage=2", f"run_dir={folder.root}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "QK-Clip" in done.stdout + done.stderr
+    rows = read_metrics(folder.metrics)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
