@@ -24,16 +24,18 @@ def empty_network(
     compute_dtype: torch.dtype,
     checkpoint_layers: bool = False,
     int4_experts: bool = False,
+    count_load: bool = False,
 ) -> Network:
     """The network of a checkpoint folder on the meta device: shapes, no weights.
 
     Raises CheckpointError if its config.json is not one of a network that can be trained, or
-    `int4_experts` is asked of another network than K2.
+    `int4_experts` or `count_load` is asked of another network than K2.
     """
     with torch.device("meta"):
         if not is_k2(path):
-            if int4_experts:
-                raise CheckpointError(f"{path}: policy.int4_experts=true is for K2's experts only")
+            if int4_experts or count_load:
+                key = "int4_experts" if int4_experts else "router_bias_rate"
+                raise CheckpointError(f"{path}: policy.{key} is for K2's experts only")
             return CausalLM.from_config(
                 path, compute_dtype=compute_dtype, checkpoint_layers=checkpoint_layers
             )
@@ -43,6 +45,7 @@ def empty_network(
                 compute_dtype,
                 checkpoint_layers=checkpoint_layers,
                 int4_experts=int4_experts,
+                count_load=count_load,
             )
         except ValueError as error:
             raise CheckpointError(str(error)) from error

@@ -25,6 +25,7 @@ class Network(nn.Module):
     lm_head: nn.Linear
     context: int  # most tokens of one sequence
     compute_dtype: torch.dtype  # of activations
+    load: Int[Tensor, "moe_layers E"] | None = None  # tokens of every expert, if they are counted
     qk_clip_note: str | None = None  # why QK-Clip leaves this network alone; None where it applies
 
     @abstractmethod

@@ -28,6 +28,8 @@ class PolicyConfig:
     """Precision of activations; that of the weights is parallel.weights."""
     int4_experts: bool = False
     """Train K2's routed experts for INT4 (K2-Thinking): forward and engines use rounded weights."""
+    router_bias_rate: float = 0.0
+    """Step of the routers' selection bias against the load (Moonlight app. C); 0 in RL: frozen."""
     threads: int = 1
     """CPU threads of the learner while engines generate."""
     micro_batch_tokens: int = 8192
@@ -35,7 +37,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _at_least(self, "policy", threads=1, micro_batch_tokens=1)
+        _at_least(self, "policy", threads=1, micro_batch_tokens=1, router_bias_rate=0)
         if self.release is not None and self.path is None:
             raise ValueError(
                 f"policy.release={self.release} needs policy.path: the folder to train from"

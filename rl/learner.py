@@ -15,6 +15,7 @@ from torch import Tensor
 from model.checkpoint_reader import WeightReader, empty_network, write_description
 from model.config import Precision, Rank
 from model.formats import CheckpointError, Quantised, release, store
+from model.k2 import K2
 from model.parallel import Shard, StepReport, join
 from model.policy import PolicyOutput
 from model.schedule import learning_rate_at
@@ -47,6 +48,7 @@ class Learner:
             compute_dtype=spec.compute_dtype,
             checkpoint_layers=spec.parallel.checkpoint_layers,
             int4_experts=spec.int4_experts,
+            count_load=spec.router_bias_rate > 0,
         )
         reader = WeightReader(spec.checkpoint, self._network)
         self._shard = Shard(self._network, reader.read, spec.optimizer, spec.parallel)
@@ -191,10 +193,13 @@ class Learner:
         logits: list[Tensor] = []
         passes = [(part, self._policy_loss) for part in policy]
         passes += [(part, self._likelihood) for part in ptx]
+        self._network.load = None
         for index, (part, loss_of) in enumerate(passes):
+            load = self._network.load
             output = self._forward(part if part is not None else idle_batch())
             if part is None:
                 loss = 0.0 * output.logprobs.sum()
+                self._network.load = load
             else:
                 loss, found = loss_of(part, output)
                 for name, value in found.items():
@@ -210,7 +215,16 @@ class Learner:
         if totals.pop("unfinite"):
             raise FloatingPointError("log-probs are not finite: lower optimizer.learning_rate")
         report = self._shard.step(torch.stack(logits).amax(0), learning_rate)
+        self._balance_routers()
         return totals, report
+
+    def _balance_routers(self) -> None:
+        """Move the selection bias of every router against the load of the step, over all shards."""
+        network = self._network
+        if isinstance(network, K2) and network.load is not None:
+            load = network.load
+            network.load = torch.tensor(self._shard.total(load.flatten().tolist())).view_as(load)
+            network.balance_(self._spec.router_bias_rate)
 
     def _forward(self, batch: Batch) -> PolicyOutput:
         device = self._shard.device

@@ -25,6 +25,7 @@ class LearnerSpec:
     compute_dtype: torch.dtype
     engine_dtype: torch.dtype
     int4_experts: bool
+    router_bias_rate: float
     seed: int
 
 

@@ -125,6 +125,7 @@ class Training:
             compute_dtype=getattr(torch, config.policy.dtype.value),
             engine_dtype=getattr(torch, config.engine.dtype.value),
             int4_experts=config.policy.int4_experts,
+            router_bias_rate=config.policy.router_bias_rate,
             seed=config.seed,
         )
         # Sampling must not repeat itself when a run goes on at a later step.
