@@ -184,7 +184,7 @@ def test_spread_learner_goes_on_with_another_number_of_shards(start: Path, tmp_p
     assert [row["step"] for row in rows] == [1, 2, 3]
     # The engine serves the rounded experts, in float32: any other weights would show.
     assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
-    assert all(0.1 < row["optim/update_rms"] < 0.22 for row in rows)
+    assert all(0.05 < row["optim/update_rms"] < 0.22 for row in rows)
     exported = tmp_path / "exported"
     assert _run("export", str(folder.root), str(exported)).returncode == 0
     config = json.loads((exported / "config.json").read_text())
