@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-QUERIES = 512  # queries of a block handled together: long sequences never hold [L, L]
+QUERIES = 512  # queries of a block handled together, at the most: no [L, L] is ever held
+FEWEST_QUERIES = 16  # however long the sequence
 CPU_BLOCK = 1 << 19  # logits of a block: on CPU they should stay in cache,
-GPU_BLOCK = 1 << 28  # on GPU they should fill the machine
+GPU_BLOCK = 1 << 26  # on GPU they should fill the machine
 GROWTH = 1.5  # longest over shortest sequence of a block: bounds the padding
 
 
@@ -49,6 +50,7 @@ class _Block(NamedTuple):
     padding: Tensor  # which of these places are padding
     batch: int  # B * N
     length: int  # L
+    queries: int  # handled together
 
 
 class _Layout(NamedTuple):
@@ -56,7 +58,7 @@ class _Layout(NamedTuple):
     back: Tensor  # [T * N] place among all blocks, end to end, of every packed row
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=2)  # all layers and their recomputation; entries lie on the device
 def _layout(lengths: tuple[int, ...], heads: int, device: torch.device) -> _Layout:
     """Sort by length, cut into blocks."""
     sizes = torch.tensor(lengths)
@@ -80,6 +82,7 @@ def _layout(lengths: tuple[int, ...], heads: int, device: torch.device) -> _Layo
                 padded.nonzero()[:, 0].to(device),
                 len(members) * heads,
                 len(places),
+                max(FEWEST_QUERIES, min(QUERIES, most // (len(members) * heads * len(places)))),
             )
         )
     every = torch.cat([block.rows for block in blocks])
@@ -104,9 +107,9 @@ def _unpad(parts: list[Tensor], layout: _Layout, heads: int) -> Tensor:
     return flat.index_select(0, layout.back).view(-1, heads, flat.shape[-1])
 
 
-def _logits(q: Tensor, k: Tensor, begin: int) -> Tensor:
-    """Masked logits of the queries from `begin` on: [B * N, queries, end]; q is scaled already."""
-    end = min(begin + QUERIES, q.shape[1])
+def _logits(q: Tensor, k: Tensor, queries: slice) -> Tensor:
+    """Masked logits of some queries: [B * N, queries, end]; q is scaled already."""
+    begin, end = queries.start, min(queries.stop, q.shape[1])
     mask = torch.full((end - begin, end), -torch.inf, dtype=q.dtype, device=q.device).triu_(
         begin + 1
     )
@@ -133,9 +136,9 @@ class _CausalAttention(torch.autograd.Function):
             out = torch.empty_like(vp)
             logsumexp = vp.new_empty(*vp.shape[:2], 1, dtype=precise)
             q_exact, k_exact = qp.to(precise) * scale, kp.to(precise)
-            for begin in range(0, block.length, QUERIES):
-                queries = slice(begin, begin + QUERIES)
-                logits = _logits(q_exact, k_exact, begin)
+            for begin in range(0, block.length, block.queries):
+                queries = slice(begin, begin + block.queries)
+                logits = _logits(q_exact, k_exact, queries)
                 top = logits.amax(-1, keepdim=True)
                 probs = logits.sub_(top).exp_()
                 total = probs.sum(-1, keepdim=True)
@@ -160,8 +163,8 @@ class _CausalAttention(torch.autograd.Function):
             dout.view(-1, dout.shape[-1]).index_fill_(
                 0, block.padding, 0
             )  # padding passes nothing back
-            q, k, v, out, logsumexp = saved[5 * index : 5 * index + 5]
-            found = _backward_block(dout, q, k, v, out, logsumexp, ctx.scale)
+            kept = saved[5 * index : 5 * index + 5]
+            found = _backward_block(dout, kept, block.queries, ctx.scale)
             for part, grad in zip(parts, found, strict=True):
                 part.append(grad)
         dq, dk, dv = (_unpad(part, ctx.layout, grads[0].shape[1]) for part in parts)
@@ -169,16 +172,17 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _backward_block(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, scale: float
+    dout: Tensor, kept: tuple[Tensor, ...], together: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v of one block."""
+    """Gradients of q, k, v of one block, from what forward kept of it."""
+    q, k, v, out, logsumexp = kept
     # d logit = p (d p - sum_j p d p), and the sum is <d out, out>: known without the probabilities.
     inner = torch.linalg.vecdot(dout.to(logsumexp.dtype), out.to(logsumexp.dtype))[..., None]
     q_exact, k_exact = q.to(logsumexp.dtype) * scale, k.to(logsumexp.dtype)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for begin in range(0, q.shape[1], QUERIES):
-        queries = slice(begin, begin + QUERIES)
-        probs = _logits(q_exact, k_exact, begin).sub_(logsumexp[:, queries]).exp_()
+    for begin in range(0, q.shape[1], together):
+        queries = slice(begin, begin + together)
+        probs = _logits(q_exact, k_exact, queries).sub_(logsumexp[:, queries]).exp_()
         end = probs.shape[-1]
         dv[:, :end] += probs.to(v.dtype).mT @ dout[:, queries]
         dprobs = (dout[:, queries] @ v[:, :end].mT).to(probs.dtype)

@@ -20,6 +20,8 @@ PRECISE = 4  # bytes of what is float32 whatever the compute precision
 INDEX = 8  # bytes of an int64
 IMBALANCE = 1.25  # rows of the fullest expert-parallel rank over the mean
 HEAD_TILE, HEAD_TILE_CPU = 1 << 24, 1 << 18  # logits held at once by kernels.logprob
+ATTENTION_BLOCK = 1 << 26  # and by kernels.attention on a GPU; on a CPU next to nothing
+ATTENTION_BYTES = 14  # of one of them in backward: probabilities, and gradients in two precisions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ def activations(config: Architecture, weights: Sequence[Weight], run: Pass) -> A
     inputs = run.tokens * config.hidden_size * run.compute_bytes
     fresh = max(_local(w, run.parallel) for w in weights if w.layer is not None)
     layer = fresh * run.weight_bytes + 3 * inputs
+    if not run.cpu:
+        layer += ATTENTION_BLOCK * ATTENTION_BYTES
     again = run.parallel.checkpoint_layers
     return Activations(
         saved=inputs * len(layers) if again else sum(layers),

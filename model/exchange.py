@@ -69,7 +69,9 @@ def exchange(
     for _, share in owned:
         in_sizes[share.rank] += share.end - share.begin
 
-    sent = torch.cat([direction[share.place] for _, share in held]).to(device, dtype)
+    # With an empty run before them: a rank may hold nothing of this round.
+    parts = [direction[:0], *(direction[share.place] for _, share in held)]
+    sent = torch.cat(parts).to(device, dtype)
     received = sent.new_empty(sum(in_sizes))
     dist.all_to_all_single(received, sent, in_sizes, out_sizes, group=layout.group)
 

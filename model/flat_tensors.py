@@ -3,9 +3,11 @@
 Read from the ZeRO optimiser itself, so that nothing here can differ from what it did.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -53,6 +55,50 @@ def flats_of_stage_3(zero: Any) -> Iterator[FlatTensor]:
             offset += size
         muon = zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]["muon"]
         yield FlatTensor(tensor=tensor, runs=runs, group=group, muon=muon)
+
+
+def reserve_disk(zero: Any) -> None:
+    """Take the room that ZeRO-3's state needs on the disk: DeepSpeed does not see writes that fail.
+
+    Raises OSError if there is not enough.
+    """
+    swapper = zero.optimizer_swapper
+    for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+        if not zero._swappable_optimizer_subgroup(index):
+            continue
+        muon = zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]["muon"]
+        size = 4 * swapper._io_aligned_numel(int(zero.fp16_partitioned_groups_flat_numel[index]))
+        for kind in ("", "momentum-") if muon else ("", "exp_avg-", "exp_avg_sq-"):
+            path = Path(swapper.swap_folder) / f"{kind}{flat.ds_id}.tensor.swp"
+            try:
+                with path.open("ab") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise OSError(error.errno, f"parallel.nvme_path: {error.strerror}", path) from error
+
+
+def keep_gradients(zero: Any) -> None:
+    """Let a step of ZeRO-3 take gradients from the host's memory, where they were summed.
+
+    DeepSpeed would copy them to the disk and read large ones back to addresses that are no
+    multiple of 512: such a read fails without an error, and the update takes what is there.
+    """
+    swapper = zero.optimizer_swapper
+    sizes = [int(size) for size in zero.fp16_partitioned_groups_flat_numel]
+    gradients = {
+        flat.ds_id: gradient
+        for flat, gradient in zip(
+            zero.fp32_partitioned_groups_flat,
+            zero.grad_partitions_flat_buffer.split(sizes),
+            strict=True,
+        )
+    }
+
+    def keep(*, parameter: Any, **_: Any) -> None:
+        info = swapper.swap_params_info[parameter.ds_id]
+        info.unswapped_gradients = {0: gradients[parameter.ds_id]}
+
+    swapper.swap_out_gradients = keep
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -50,5 +51,8 @@ def clip_rows(
         factors = gamma[layer].sqrt() if own else gamma[layer]
         for part in ("q_proj", "k_proj") if own else ("q_proj",):
             name = f"{heads.modules[layer]}.{part}"
-            for parameter, value in network.get_submodule(name).named_parameters():
-                yield f"{name}.{parameter}", factors.repeat_interleave(len(value) // heads.queries)
+            projection: Any = network.get_submodule(name)
+            # Not the parameters' own sizes: an engine may have cut them.
+            size = projection.out_features // heads.queries
+            for parameter, _ in projection.named_parameters():
+                yield f"{name}.{parameter}", factors.repeat_interleave(size)

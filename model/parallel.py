@@ -31,7 +31,13 @@ from model.config import MuonClipConfig, Offload, ParallelConfig, Precision, Ran
 from model.exchange import Layout
 from model.expert_parallel import ExpertParallel
 from model.feed_forward import Experts
-from model.flat_tensors import flats_of_stage_1_and_2, flats_of_stage_3, swapped_in
+from model.flat_tensors import (
+    flats_of_stage_1_and_2,
+    flats_of_stage_3,
+    keep_gradients,
+    reserve_disk,
+    swapped_in,
+)
 from model.muonclip import MuonClip, parameter_groups
 from model.network import Network
 from model.pieces import Piece
@@ -170,7 +176,7 @@ class Shard:
             learning_rate: of this step.
 
         Raises:
-            FloatingPointError: an attention logit is not finite on some shard.
+            FloatingPointError: an attention logit or a gradient is not finite on some shard.
         """
         largest = self.largest(max_logits)
         gamma = qk_clip_gamma(largest, self._tau)
@@ -180,6 +186,9 @@ class Shard:
         self.optimizer.begin()
         self.optimizer.clip(dict(self.policy.network.clip_rows(gamma)) if clipped else {})
         self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(grad_norm):  # the engine has passed over the step
+            raise FloatingPointError("gradients are not finite: lower optimizer.learning_rate")
         squares, elements, matrices = self.total(
             [
                 self.optimizer.update_squares(),
@@ -192,7 +201,7 @@ class Shard:
             clipped_heads=clipped,
             update_rms=(squares / elements) ** 0.5 if elements else 0.0,
             matrices=int(matrices),
-            grad_norm=float(self._engine.get_global_grad_norm() or 0.0),
+            grad_norm=grad_norm,
         )
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -202,8 +211,8 @@ class Shard:
         return mine.tolist()
 
     def largest(self, values: Tensor) -> Tensor:
-        """Maxima over all shards."""
-        values = values.clone()
+        """Maxima over all shards, here; a NaN of any shard comes out as infinity."""
+        values = values.to(self.device, copy=True).nan_to_num_(torch.inf, torch.inf, -torch.inf)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
@@ -321,8 +330,12 @@ class Shard:
                     )
                 )
             layouts[flat.tensor] = Layout.of(pieces, muon=flat.muon, group=flat.group)
-        swapped = self.parallel.offload is Offload.nvme
-        self.optimizer.shard(layouts, partial(swapped_in, zero) if swapped else None)
+        if self.parallel.offload is Offload.nvme:
+            reserve_disk(zero)
+            keep_gradients(zero)
+            self.optimizer.shard(layouts, partial(swapped_in, zero))
+        else:
+            self.optimizer.shard(layouts)
 
 
 class _Only(nn.Module):

@@ -296,9 +296,12 @@ class Cluster:
                 "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
             }
         }
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= size else 0
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if 0 < gpus < size:
+            raise BadInput(f"parallel.shards={size}, but the cluster has {gpus} GPUs")
         shards = [
-            _actor(LearnerWorker, runtime_env=environment, num_gpus=gpus) for _ in range(size)
+            _actor(LearnerWorker, runtime_env=environment, num_gpus=min(gpus, 1))
+            for _ in range(size)
         ]
         self._learners = shards
         address, port = await ask(shards[0].address.remote())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from model.config import MuonClipConfig, ParallelConfig, ScheduleConfig
+from model.config import MuonClipConfig, ParallelConfig, Precision, ScheduleConfig
 from rewards.config import RewardsConfig
 from rollout.config import Dtype, EngineConfig, TasksConfig
 
@@ -201,6 +201,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what concerns more than one section."""
         _at_least(self, "recipe", steps=1)
+        wide = self.policy.dtype is Dtype.float32
+        if wide and self.parallel.weights is Precision.bfloat16:
+            raise ValueError("policy.dtype=float32 needs parallel.weights=float32")
         if self.rollout.groups_per_step % self.objective.minibatches:
             raise ValueError(
                 f"objective.minibatches={self.objective.minibatches} must divide "

@@ -119,7 +119,10 @@ class Learner:
     def publish(self, version: int) -> Published:
         """Write this shard's share of the weights as `version` where engines can map them."""
         tensors = self._released(self._spec.engine_dtype)
-        update = self._sender.publish(tensors, version)
+        try:
+            update = self._sender.publish(tensors, version)
+        finally:
+            _exhaust(tensors)
         return Published(update=update, probe_logprobs=self._probe_logprobs())
 
     def release(self, version: int) -> None:
@@ -137,9 +140,13 @@ class Learner:
         rank, size = self._shard.rank, self._shard.size
 
         def write() -> None:
-            model.mkdir(exist_ok=True)
-            write_shards(self._released(dtype, masters=True), model, SHARD_BYTES, part=rank)
-            self._shard.save(folder, {"iterations": self._iterations})
+            tensors = self._released(dtype, masters=True)
+            try:
+                model.mkdir(exist_ok=True)
+                write_shards(tensors, model, SHARD_BYTES, part=rank)
+            finally:
+                _exhaust(tensors)
+            self._shard.save(folder, {"iterations": self._iterations, "narrow": int(narrow)})
 
         def finish() -> None:
             if rank == 0:
@@ -150,8 +157,18 @@ class Learner:
         self._together(finish)
 
     def resume(self, folder: Path) -> None:
-        """Take optimiser and random state of `save`; the model was loaded from `folder/model`."""
-        self._iterations = self._shard.restore(folder)["iterations"]
+        """Take optimiser and random state of `save`; the model was loaded from `folder/model`.
+
+        Raises CheckpointError if weights were kept in another precision.
+        """
+        counters = self._shard.restore(folder)
+        narrow = self._spec.parallel.weights is Precision.bfloat16
+        if counters["narrow"] != narrow:
+            raise CheckpointError(
+                f"{folder} was saved with parallel.weights="
+                f"{'bfloat16' if counters['narrow'] else 'float32'}: resume with the same"
+            )
+        self._iterations = counters["iterations"]
 
     def close(self) -> None:
         """Remove what was published, and leave the other shards."""
@@ -221,10 +238,15 @@ class Learner:
     def _balance_routers(self) -> None:
         """Move the selection bias of every router against the load of the step, over all shards."""
         network = self._network
-        if isinstance(network, K2) and network.load is not None:
-            load = network.load
-            network.load = torch.tensor(self._shard.total(load.flatten().tolist())).view_as(load)
-            network.balance_(self._spec.router_bias_rate)
+        if not isinstance(network, K2) or not self._spec.router_bias_rate:
+            return
+        config, load = network.config, network.load
+        layers = config.num_hidden_layers - config.first_k_dense_replace
+        if load is None:  # no sequence came to this shard
+            load = torch.zeros(layers, config.n_routed_experts, device=self._shard.device)
+        total = self._shard.total(load.flatten().tolist())
+        network.load = torch.tensor(total, device=self._shard.device).view_as(load)
+        network.balance_(self._spec.router_bias_rate)
 
     def _forward(self, batch: Batch) -> PolicyOutput:
         device = self._shard.device
@@ -303,6 +325,12 @@ POLICY_TOTALS = (
     "mismatch/kl",
 )
 PTX_TOTALS = ("objective/ptx",)
+
+
+def _exhaust(tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Go through what is left after an error: the other shards are still gathering."""
+    for _ in tensors:
+        pass
 
 
 def _metrics(report: StepReport) -> dict[str, float]:

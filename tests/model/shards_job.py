@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import exchange
 from model.config import K2Config, MuonClipConfig, Offload, ParallelConfig, Precision, Rank
 from model.k2 import K2
 from model.parallel import Shard, join
@@ -73,6 +74,7 @@ def loss_of(shard: Shard, part: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 def run(name: str, settings: dict[str, Any]) -> None:
     AcceleratorState._reset_state(True)
+    exchange.BATCH_ELEMENTS = settings.get("batch_elements", 1 << 25)  # of one round
     config = K2Config(**JOB["model"])
     known = weights(config)
     if "start" in settings:  # the weights that another run ended with
@@ -121,7 +123,9 @@ def run(name: str, settings: dict[str, Any]) -> None:
             logits.append(largest)
         with Traffic() as traffic:
             report = shard.step(torch.stack(logits).amax(0), 0.02)
-        reports.append([report.max_logit, report.clipped_heads, report.update_rms])
+        reports.append(
+            [report.max_logit, report.clipped_heads, report.update_rms, report.grad_norm]
+        )
         sent.append(traffic.sent)
     if "save" in settings:
         (FOLDER / settings["save"]).mkdir(exist_ok=True)
@@ -134,6 +138,7 @@ def run(name: str, settings: dict[str, Any]) -> None:
         "in_memory": sum(v.numel() for s in shard.optimizer.state.values() for v in s.values()),
     }
     torch.save(result, FOLDER / f"{name}-{shard.rank}.pt")
+    dist.barrier()  # a later run may start from what all ranks have written
 
 
 def main() -> None:

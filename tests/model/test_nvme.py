@@ -1,7 +1,8 @@
 """Optimiser state on a disk: two real ranks against one that keeps everything in memory.
 
-Tolerance 1e-5 in float32: only the order of summation differs. Where cut and order are the same,
-the results are the same numbers.
+Where cut and order are the same, so are all bits. Against one rank 1e-5 in float32, since the order
+of summation differs; of embedding and head only the mean, since AdamW turns the rounding of
+gradients near its epsilon into small steps. A wrong gradient costs 1e-2.
 """
 
 import json
@@ -94,6 +95,9 @@ def _compare(
     found, wanted = _whole(got), _whole(expected)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight") and tolerance:
+            assert (found[name] - tensor).abs().mean() < 1e-6
+            continue
         torch.testing.assert_close(
             found[name], tensor, atol=tolerance, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
         )
@@ -112,6 +116,8 @@ def saved(folder: Path) -> Results:
     runs = {
         "swapped-bf16": NVME | BF16 | {"save": "state-bf16"},
         "swapped": NVME | {"save": "state"},
+        "two": {"stage": 3},
+        "four": {"stage": 3, "steps": 4},
         "four-bf16": BF16 | {"steps": 4},
     }
     return _job(folder, 2, runs)
@@ -124,7 +130,6 @@ def alone(folder: Path, saved: Results) -> Results:
         "one": {},
         "one-four": {"steps": 4},
         "one-restored": {"start": "swapped", "restore": "state"},
-        "one-forgetful": {"start": "swapped"},
     }
     return _job(folder, 1, runs)
 
@@ -134,7 +139,13 @@ def restored(folder: Path, saved: Results) -> Results:
     """Two ranks that go on from what was saved, state on the disk again."""
     start = NVME | {"start": "swapped", "restore": "state"}
     bf16 = NVME | BF16 | {"start": "swapped-bf16", "restore": "state-bf16"}
-    return _job(folder, 2, {"again": start, "again-bf16": bf16, "reset": start | {"reset": True}})
+    runs = {
+        "again": start,
+        "again-bf16": bf16,
+        "reset": start | {"reset": True},
+        "forgetful": {"stage": 3, "start": "swapped"},
+    }
+    return _job(folder, 2, runs)
 
 
 @needs_libaio
@@ -153,7 +164,8 @@ def test_state_lies_on_the_disk(folder: Path, saved: Results) -> None:
 
 @needs_libaio
 def test_steps_equal_those_in_memory(saved: Results, alone: Results) -> None:
-    assert alone["one"][0]["in_memory"] > 1_000_000
+    assert saved["two"][0]["in_memory"] > 1_000_000
+    _compare(saved["swapped"], saved["two"], tolerance=0)
     _compare(saved["swapped"], alone["one"])
 
 
@@ -163,9 +175,9 @@ def test_saved_state_goes_on_in_memory(alone: Results) -> None:
 
 
 @needs_libaio
-def test_saved_state_goes_on_from_the_disk(restored: Results, alone: Results) -> None:
+def test_saved_state_goes_on_from_the_disk(saved: Results, restored: Results) -> None:
     assert restored["again"][1]["in_memory"] == 1
-    _compare(restored["again"], alone["one-four"])
+    _compare(restored["again"], saved["four"], tolerance=0)
 
 
 @needs_libaio
@@ -175,10 +187,10 @@ def test_float32_masters_come_back(saved: Results, restored: Results) -> None:
 
 
 @needs_libaio
-def test_reset_forgets_state_on_the_disk(restored: Results, alone: Results) -> None:
-    _compare(restored["reset"], alone["one-forgetful"])
+def test_reset_forgets_state_on_the_disk(restored: Results) -> None:
+    _compare(restored["reset"], restored["forgetful"], tolerance=0)
     with pytest.raises(AssertionError):
-        _compare(alone["one-restored"], alone["one-forgetful"], tolerance=1e-3)
+        _compare(restored["again"], restored["forgetful"], tolerance=1e-3)
 
 
 def _start(path: Path) -> None:

@@ -136,8 +136,21 @@ def two(folder: Path, alone: Results) -> Results:
             "two-int4": {"stage": 2, "experts": 2, "int4": True},
             "two-saved": {"stage": 3, "experts": 2, "save": "state-two"},
             "two-saved-bf16": {"stage": 2, "weights": "bfloat16", "save": "state-bf16"},
+            "two-four-bf16": {"stage": 2, "weights": "bfloat16", "steps": 4},
+            "two-restored-bf16": {
+                "stage": 2,
+                "weights": "bfloat16",
+                "restore": "state-bf16",
+                "start": "two-saved-bf16",
+            },
         },
     )
+
+
+@pytest.fixture(scope="module")
+def three(folder: Path) -> Results:
+    runs = {f"three-{stage}": {"stage": stage, "batch_elements": 1} for stage in (1, 3)}
+    return _job(folder, 3, runs)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +188,15 @@ def _compare(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: flo
         )
 
 
+def _compare_reports(ranks: list[dict[str, Any]], one: list[dict[str, Any]]) -> None:
+    """Every shard tells the same of a step. The norm of the gradient is the one thing here that
+    sees the scale of gradients: Newton-Schulz does not.
+    """
+    expected = torch.tensor(one[0]["reports"])
+    for rank in ranks:
+        torch.testing.assert_close(torch.tensor(rank["reports"]), expected, atol=0, rtol=2e-5)
+
+
 def test_accumulation_and_layer_checkpoints_change_nothing(alone: Results) -> None:
     _compare(_whole(alone["one-pass"]), _whole(alone["one"]), 1e-5)
 
@@ -184,14 +206,19 @@ def test_accumulation_and_layer_checkpoints_change_nothing(alone: Results) -> No
 def test_two_ranks_equal_one(alone: Results, two: Results, stage: int, ep: int) -> None:
     name = f"two-{stage}-{ep}"
     _compare(_whole(two[name]), _whole(alone["one"]), 1e-5)
-    reports = torch.tensor(alone["one"][0]["reports"])
-    for rank in two[name]:
-        torch.testing.assert_close(torch.tensor(rank["reports"]), reports, atol=1e-5, rtol=1e-5)
+    _compare_reports(two[name], alone["one"])
 
 
 @pytest.mark.parametrize("name", ["four-1-2", "four-2-4", "four-3-2", "four-3-1"])
 def test_four_ranks_equal_one(alone: Results, four: Results, name: str) -> None:
     _compare(_whole(four[name]), _whole(alone["one"]), 1e-5)
+    _compare_reports(four[name], alone["one"])
+
+
+@pytest.mark.parametrize("name", ["three-1", "three-3"])
+def test_matrices_travel_in_many_rounds(alone: Results, three: Results, name: str) -> None:
+    """One matrix a round: most ranks hold nothing of most rounds."""
+    _compare(_whole(three[name]), _whole(alone["one"]), 1e-5)
 
 
 def test_ranks_with_fewer_micro_batches_wait(alone: Results, two: Results) -> None:
@@ -239,7 +266,7 @@ def test_bfloat16_weights_keep_float32_masters(alone: Results, two: Results, nam
     )
     for key, tensor in expected.items():
         gap = (got[key].float() - tensor.float()).abs()
-        assert gap.mean() < (1e-3 if tensor.dim() > 1 else 5e-3) and gap.max() < 0.1, key
+        assert gap.mean() < (1e-3 if tensor.dim() > 1 else 5e-3), key
 
 
 def test_every_matrix_is_orthogonalised_once(two: Results, four: Results) -> None:
@@ -283,9 +310,13 @@ def test_state_moves_to_another_number_of_ranks(
     _compare(_whole(four["four-restored"]), expected, 1e-5)
 
 
-def test_float32_masters_are_saved_with_bfloat16_weights(alone: Results, four: Results) -> None:
-    """As above; without the masters the two small steps after the restart would round away."""
+def test_float32_masters_are_saved_with_bfloat16_weights(
+    alone: Results, two: Results, four: Results
+) -> None:
+    """The very steps of a run without the restart; cut in another way, as near as bfloat16 is."""
+    for key, tensor in _whole(two["two-four-bf16"]).items():
+        assert torch.equal(_whole(two["two-restored-bf16"])[key], tensor), key
     got, expected = _whole(four["four-restored-bf16"]), _whole(alone["one-four-bf16"])
     for key, tensor in expected.items():
-        gap = (got[key].float() - tensor.float()).abs()
-        assert gap.mean() < 2e-3 and gap.max() < 0.1, key
+        gap = (got[key].float() - tensor.float()).abs().mean()
+        assert gap < (1e-3 if tensor.dim() > 1 else 5e-3), key
