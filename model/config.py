@@ -99,7 +99,8 @@ class ParallelConfig:
     """Of forward and backward. bfloat16 keeps float32 weights with the optimiser."""
     offload: Offload = Offload.none
     nvme_path: str | None = None
-    """Folder on a local disk, for offload=nvme."""
+    """Folder on a local disk of every host, for offload=nvme: its own for every run, which leaves
+    its files there."""
     checkpoint_layers: bool = False
     """Keep only every layer's input and compute the layer again in the backward pass."""
     timeout_seconds: int = 1800
