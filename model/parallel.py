@@ -27,7 +27,9 @@ from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model.allocate import OwnParameters, allocate, mark_experts
 from model.config import MuonClipConfig, Offload, ParallelConfig, Precision, Rank
+from model.engine_settings import engine_settings
 from model.exchange import Layout
 from model.expert_parallel import ExpertParallel
 from model.feed_forward import Experts
@@ -45,7 +47,6 @@ from model.policy import Policy, PolicyOutput
 from model.qk_clip import qk_clip_gamma
 from model.state import Run, SavedState, write_state
 
-REDUCE_BUCKET_ELEMENTS = 50_000_000
 ROOT = "network."  # what Policy puts before the network's names
 
 
@@ -128,7 +129,7 @@ class Shard:
         shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
         self._experts = _spread_experts(network, parallel.expert_parallel)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = _engine_config(parallel)
+        config = engine_settings(parallel)
         self._bring_in(network, fill, config)
         self.policy = Policy(network)
         if self._experts:
@@ -290,10 +291,10 @@ class Shard:
                 continue
             expert = self._experts.get(name)
             group = _expert_data_group(self.parallel) if expert is not None else None
-            fresh = _allocate(module, dtype, self.device, made)
+            fresh = allocate(module, dtype, self.device, made)
             network.derive_(module)
             if expert is not None:
-                _mark_experts(module, _group_name(self.parallel), group)
+                mark_experts(module, _group_name(self.parallel), group)
             if dist.get_rank(group) == 0:
                 slots = {f"{name}.{key}": tensor for key, tensor in fresh.items()}
                 fill(slots, expert.first if expert is not None else 0)
@@ -301,7 +302,7 @@ class Shard:
                 dist.broadcast(buffer, 0)
             if self.parallel.zero_stage == 3:  # broadcasts the parameters, as the engine does else
                 deepspeed.zero.Init(
-                    module=_Only(module),
+                    module=OwnParameters(module),
                     config_dict_or_path=config,
                     dtype=dtype,
                     mem_efficient_linear=False,
@@ -336,54 +337,6 @@ class Shard:
             self.optimizer.shard(layouts, partial(swapped_in, zero))
         else:
             self.optimizer.shard(layouts)
-
-
-class _Only(nn.Module):
-    """A module's own parameters, without those of its children."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        for index, parameter in enumerate(module._parameters.values()):
-            self.register_parameter(str(index), parameter)
-
-
-def _allocate(
-    module: nn.Module,
-    dtype: torch.dtype,
-    device: torch.device,
-    made: dict[nn.Parameter, nn.Parameter],
-) -> dict[str, Tensor]:
-    """Memory for a module's own parameters and buffers that have none; what must be read.
-
-    `made` keeps what was made for whom: tied parameters stay one.
-    """
-    fresh: dict[str, Tensor] = {}
-    for key, parameter in module._parameters.items():
-        if parameter is not None and parameter.device.type == "meta":
-            if parameter not in made:
-                real = torch.empty_like(parameter, dtype=dtype, device=device)
-                made[parameter] = nn.Parameter(real)
-                fresh[key] = made[parameter].data
-            module._parameters[key] = made[parameter]
-    for key, buffer in module._buffers.items():
-        if buffer is not None and buffer.device.type == "meta":
-            module._buffers[key] = torch.empty_like(buffer, device=device)
-            if key not in module._non_persistent_buffers_set:
-                fresh[key] = module.get_buffer(key)
-    return fresh
-
-
-def _mark_experts(module: nn.Module, name: str, group: dist.ProcessGroup | None) -> None:
-    """DeepSpeed's words for parameters that only the shards of `group` have in common."""
-    for parameter in module.parameters(recurse=False):
-        for key, value in {
-            "allreduce": False,
-            "group_name": name,
-            "ds_zero_placement_family": "autoep_expert",
-            "ds_zero_partition_group_name": name,
-            "ds_zero_partition_process_group": group,
-        }.items():
-            setattr(parameter, key, value)
 
 
 def _spread_experts(network: nn.Module, ranks: int) -> dict[str, ExpertParallel]:
@@ -433,36 +386,3 @@ def _check_nvme(folder: Path) -> None:
         raise ValueError(
             "parallel.offload=nvme needs libaio and a C++ compiler: apt install libaio-dev g++"
         ) from error
-
-
-def _engine_config(parallel: ParallelConfig) -> dict[str, Any]:
-    """DeepSpeed's settings."""
-    zero: dict[str, Any] = {
-        "stage": parallel.zero_stage,
-        "reduce_scatter": True,
-        "contiguous_gradients": True,
-        "overlap_comm": torch.cuda.is_available(),
-        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
-        "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS,
-        "stage3_param_persistence_threshold": 0,
-        # Its own linear layer wants weights and activations of one precision.
-        "memory_efficient_linear": False,
-    }
-    if parallel.offload is not Offload.none:
-        zero["offload_optimizer"] = {
-            "device": parallel.offload.value,
-            "pin_memory": torch.cuda.is_available(),
-            "nvme_path": parallel.nvme_path,
-        }
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # boundaries are set by hand
-        # After orthogonalisation a clip would scale the update itself, before it has no effect.
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": parallel.weights is Precision.bfloat16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "zero_optimization": zero,
-    }

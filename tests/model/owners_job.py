@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from model.config import MuonClipConfig, ParallelConfig, Rank
+from model.engine_settings import REDUCE_BUCKET_ELEMENTS
 from model.k2 import K2
-from model.parallel import REDUCE_BUCKET_ELEMENTS, Shard, join
+from model.parallel import Shard, join
 from model.tiny import tiny_config
 
 
