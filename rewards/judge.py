@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from rewards.budget import apply_budget
 from rewards.config import RewardsConfig
-from rewards.math_answer import MathVerifier, RewardError
+from rewards.errors import RewardError
+from rewards.math_answer import MathVerifier
 from rewards.score import Score
 from rewards.task import Task, TaskKind, Transcript
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import RewardError
 from rewards.math_text import boxes, normal, number, same_number, words
 from rewards.score import Score
 
@@ -27,10 +28,6 @@ UNEVALUATED = (
     r"\det", r"\bmod", r"\pmod", r"\frac{d}",
 )  # fmt: skip
 """Operators that restate a question; an answer may hold one only if the gold answer does."""
-
-
-class RewardError(RuntimeError):
-    """Scoring failed, through no fault of the policy: a gold that cannot be read, a dead worker."""
 
 
 def quick_verdict(response: str, reference: str) -> Score | None:

@@ -243,7 +243,7 @@ def main() -> None:
 def _exit_code(error: Exception) -> int | None:
     """2 for bad input, 1 for a run that failed in a known way, None for a mistake of ours."""
     from model.formats import CheckpointError
-    from rewards.math_answer import RewardError
+    from rewards.errors import RewardError
     from rl.errors import BadInput, RunFailed
     from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
     from rollout.sources import DataError

@@ -2,7 +2,7 @@ import pytest
 
 from rewards.config import RewardsConfig
 from rewards.judge import VerifiableJudge
-from rewards.math_answer import RewardError
+from rewards.errors import RewardError
 from rewards.task import Message, Task, TaskKind, Transcript
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from rewards.math_answer import MathVerifier, RewardError, _Child, quick_verdict
+from rewards.errors import RewardError
+from rewards.math_answer import MathVerifier, _Child, quick_verdict
 from rewards.score import Score
 
 RIGHT = [
