@@ -1,8 +1,8 @@
 import pytest
 
 from rewards.config import RewardsConfig
-from rewards.judge import VerifiableJudge
 from rewards.errors import RewardError
+from rewards.judge import VerifiableJudge
 from rewards.task import Message, Task, TaskKind, Transcript
 
 
