@@ -21,9 +21,17 @@ RECIPE ?= quickstart
 # Without compiled modules each of a run's processes would spend its first ten seconds compiling torch and vLLM.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test lint lock clean
+.PHONY: setup sandbox train test lint lock clean
 
-setup: $(STAMP)
+setup: $(STAMP) sandbox
+
+# Code rewards run untrusted programs under bubblewrap. Where apt may not be used, the command that needs it says what to do.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
+sandbox:
+	@command -v bwrap >/dev/null || { command -v apt-get >/dev/null && \
+	  { $(SUDO) apt-get install -y -qq bubblewrap >/dev/null 2>&1 || \
+	    { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq bubblewrap; } >/dev/null 2>&1; }; } || \
+	  echo "bubblewrap is missing and could not be installed: code rewards need it (Debian, Ubuntu: apt-get install bubblewrap)" >&2
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
