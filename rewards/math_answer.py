@@ -1,227 +1,241 @@
 r"""The reward of a mathematical answer: 1 if the box holds the gold answer, else 0.
 
-Numbers, words and equal text are decided here; what needs algebra goes to a child process, which
-may be killed. The child is started by hand, not with `multiprocessing`, whose children import the
-parent's main module: so a thread, a Ray actor and a script without a main guard are all the same.
+Equal text, numbers, words, and lists, intervals, matrices or equations of rational expressions are
+decided here, by a grammar of our own that never evaluates text. What needs algebra goes to a forked
+worker, which may be killed: `math_worker` compares values to 60 digits; `math_reader` asks
+math-verify about the few golds that our grammar does not read.
 """
 
-import contextlib
-import json
 import os
-import queue
-import selectors
-import subprocess
-import sys
+import threading
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rewards.errors import RewardError
-from rewards.math_text import boxes, normal, number, same_number, words
+from rewards.mathematics.compare import NoAlgebra, Undecided, same
+from rewards.mathematics.forms import Kind, read_form, read_gold
+from rewards.mathematics.pool import Nursery, Worker
+from rewards.mathematics.text import boxes, choice, final_answers, normal, words
 from rewards.score import Score
 
 PART = "math"
-MOST_CHARACTERS = 2000  # of an answer that is worth algebra
-START_TIMEOUT_S = 120.0  # a fresh child imports sympy: 2 s, or many on a busy machine
-UNEVALUATED = (
-    r"\int", r"\iint", r"\oint", r"\sum", r"\prod", r"\lim", r"\gcd", r"\lcm", r"\max", r"\min",
-    r"\det", r"\bmod", r"\pmod", r"\frac{d}",
-)  # fmt: skip
-"""Operators that restate a question; an answer may hold one only if the gold answer does."""
+MOST_CHARACTERS = 2000  # of an answer that is worth reading
+MOST_ANSWERS = 16  # that may say the same in one response
+START_S = 120.0  # for math-verify to be imported on a busy machine, while tasks are loaded
+GRACE_S = 0.8  # what a call may take beyond its limit
+STARVED = 0.25  # of the limit: a late worker that had less of a processor was not slow itself
 
 
 def quick_verdict(response: str, reference: str) -> Score | None:
-    r"""The verdict where no algebra is needed, else None.
+    r"""The verdict where no algebra is needed, else None; linear in the length of the response.
 
     No box, an empty box and boxes that disagree score 0. A plain number must be answered with a
     plain number, not with a sum or another restated question. Raises `RewardError` for an empty
     reference, and never because of the response.
     """
-    if not reference.strip():
-        raise RewardError("the gold answer is empty: drop the task or give it a reference")
-    found = boxes(response)
-    if not found:
-        return _score(0.0, r"no balanced \boxed{} in the response")
-    answer, gold = found[-1], _content(reference)
-    if not normal(answer):
-        return _score(0.0, "the box is empty")
-    if len(found) > 1 and not all(_agree(other, answer) for other in found[:-1]):
-        return _score(0.0, f"{len(found)} boxes that differ")
-    return _compare_text(answer, gold)
-
-
-def _compare_text(answer: str, gold: str) -> Score | None:
-    said = f"{_short(answer)}, gold {_short(gold)}"
-    if normal(answer) == normal(gold):
-        return _score(1.0, said)
-    gold_number = number(gold)
-    if gold_number is not None:
-        answer_number = number(answer)
-        if answer_number is None:
-            return _score(0.0, f"{said}: not a plain number")
-        return _score(float(same_number(answer_number, gold_number)), said)
-    gold_words = words(gold)
-    if gold_words is not None:
-        spoken = words(answer) or words(rf"\text{{{answer}}}")
-        return _score(float(spoken == gold_words), said)
-    if len(answer) > max(MOST_CHARACTERS, 4 * len(gold)):
-        return _score(0.0, f"the box holds {len(answer)} characters")
-    if any(operator in answer and operator not in gold for operator in UNEVALUATED):
-        return _score(0.0, f"{said}: not evaluated")
-    return None
+    verdict = _judge(response, reference)
+    return verdict if isinstance(verdict, Score) else None
 
 
 class MathVerifier:
-    """Scores answers; safe to share between threads. At most `workers` are compared at once."""
+    """Scores answers; safe to share between threads, each of which may have a worker of its own."""
 
     def __init__(self, timeout_s: float = 5.0, workers: int = 1) -> None:
-        """Children start when first needed."""
+        """Keeps at most `workers` idle. Nothing starts before `start` or the first need."""
         self._timeout_s = timeout_s
-        self._children = [_Child() for _ in range(workers)]
-        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
-        for child in self._children:
-            self._idle.put(child)
+        self._algebra = _Pool("rewards.mathematics.worker", workers)
+        self._reader = _Pool("rewards.mathematics.reader", workers)
+
+    def start(self) -> None:
+        """Start what may be needed, without waiting: 0.2 s for algebra, 3 s for math-verify."""
+        self._algebra.nursery.start()
+        self._reader.nursery.start()
 
     def verify(self, response: str, reference: str) -> Score:
         """Score one response: total and part "math" are 0 or 1, and `why` says what was compared.
 
-        An answer that cannot be read, that takes longer than the timeout or that kills its worker
-        twice scores 0. Raises `RewardError` for an unreadable gold answer and for workers that die.
+        Returns or raises within the timeout plus one second. An answer that cannot be read, that
+        takes longer than the timeout or that kills its worker twice scores 0. Raises `RewardError`
+        for an unreadable gold answer, and where the machine gave the workers no chance to answer.
         """
-        verdict = quick_verdict(response, reference)
-        if verdict is not None:
+        verdict = _judge(response, reference)
+        if isinstance(verdict, Score):
             return verdict
-        answer, gold = boxes(response)[-1], _content(reference)
-        child = self._idle.get()
+        latest = time.monotonic() + self._timeout_s + GRACE_S
+        gold = _content(reference)
+        for answer in verdict:
+            score = self._compare(answer, gold, latest)
+            if not score.total:
+                return score
+        return score
+
+    def readable(self, reference: str) -> bool:
+        """Whether answers can be compared with this gold: else drop the task when it is loaded.
+
+        Raises `RewardError` if the workers cannot start.
+        """
+        gold = _content(reference)
+        if not gold or read_gold(gold) is not None:
+            return bool(gold)
         try:
-            return self._compare(child, answer, gold)
-        except RewardError:
-            raise
-        except BaseException:
-            child.kill()  # interrupted: the answer still to come must not meet the next request
-            raise
-        finally:
-            self._idle.put(child)
+            self._compare("?", gold, time.monotonic() + START_S)
+        except UnreadableGold:
+            return False
+        return True
 
     def close(self) -> None:
-        """End the children; a later `verify` starts new ones."""
-        for child in self._children:
-            child.kill()
+        """End the processes; a later `verify` starts new ones."""
+        self._algebra.close()
+        self._reader.close()
 
-    def _compare(self, child: "_Child", answer: str, gold: str) -> Score:
-        said = f"{_short(answer)}, gold {_short(gold)}"
-        for last in (False, True):
-            gold_read = False
+    def _compare(self, answer: str, gold: str, latest: float) -> Score:
+        pool = self._algebra if read_gold(gold) is not None else self._reader
+        for _ in range(2):  # a worker may have died of an earlier answer
             try:
-                child.start()
-                deadline = time.monotonic() + self._timeout_s
-                child.send({"gold": gold, "answer": answer})
-                if not child.receive(deadline)["gold"]:
-                    raise RewardError(f"the gold answer {_short(gold)} cannot be read")
-                gold_read = True
-                equal = bool(child.receive(deadline)["equal"])
-                return _score(float(equal), said)
+                worker = pool.take(latest)
             except TimeoutError as error:
-                child.spawn()
-                if gold_read:
-                    return _score(0.0, f"{said}: not compared within {self._timeout_s:g} s")
-                if last:
-                    raise RewardError(f"gold {_short(gold)} not read in time, twice") from error
-            except OSError as error:  # the child died
-                child.kill()
-                if last and gold_read:
-                    return _score(0.0, f"{said}: comparing it killed the worker, twice")
-                if last:
-                    raise RewardError("the worker of math answers died, twice") from error
-        raise AssertionError("the second attempt returns or raises")
+                raise RewardError("no worker of math answers in time: start() it early") from error
+            except OSError:
+                continue
+            deadline = min(latest, time.monotonic() + self._timeout_s)
+            try:
+                equal = _ask(worker, answer, gold, deadline)
+            except TimeoutError:
+                starved = worker.worked_s() < STARVED * self._timeout_s
+                pool.discard(worker)
+                return self._late(answer, gold, starved=starved)
+            except OSError:
+                pool.discard(worker)
+                continue
+            except BaseException:
+                pool.discard(worker)  # interrupted: what it still says must not meet the next one
+                raise
+            pool.give(worker)
+            if equal is None:
+                raise UnreadableGold(f"the gold answer {_short(gold)} cannot be read")
+            return _score(float(equal), _said(answer, gold))
+        raise RewardError("the worker of math answers died, twice")
+
+    def _late(self, answer: str, gold: str, *, starved: bool) -> Score:
+        if starved:
+            raise RewardError("a worker of math answers had no processor to work on")
+        return _score(0.0, f"{_said(answer, gold)}: not compared within {self._timeout_s:g} s")
 
 
-class _Child:
-    """One process of `rewards.math_worker`. OSError: it is gone. TimeoutError: it is late."""
+class UnreadableGold(RewardError):
+    """Neither our grammar nor math-verify reads the gold answer."""
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._received = b""
-        self._ready = False
 
-    def start(self) -> None:
-        """Start the process unless it runs, and wait until it is ready."""
-        if self._process is None or self._process.poll() is not None:
-            self.spawn()
-        if self._ready:
-            return
-        try:
-            self.receive(time.monotonic() + START_TIMEOUT_S)
-        except TimeoutError as error:
-            raise ChildProcessError(f"no worker after {START_TIMEOUT_S:g} s") from error
-        self._ready = True
+class _Pool:
+    """The workers of one nursery: as many as there are callers, few of them kept when idle."""
 
-    def spawn(self) -> None:
-        """Replace the process, without waiting for the new one."""
-        self.kill()
-        package_root = str(Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", "rewards.math_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+    def __init__(self, module: str, keep: int) -> None:
+        self.nursery = Nursery(module)
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._owner = os.getpid()
 
-    def send(self, request: dict[str, str]) -> None:
-        """Write one request."""
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
+    def take(self, deadline: float) -> Worker:
+        with self._lock:
+            if self._owner != os.getpid():  # a fork of the scoring process: not its workers
+                self._idle, self._owner = [], os.getpid()
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.alive():
+                    return worker
+                worker.close()
+        return self.nursery.fork(deadline)
 
-    def receive(self, deadline: float) -> dict[str, Any]:
-        """Read one line, at the latest when the monotonic clock shows `deadline`."""
-        assert self._process is not None and self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._received:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError("no line before the deadline")
-                chunk = os.read(self._process.stdout.fileno(), 65536)
-                if not chunk:
-                    raise BrokenPipeError("the worker closed its pipe")
-                self._received += chunk
-        line, _, self._received = self._received.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+    def give(self, worker: Worker) -> None:
+        with self._lock:
+            if len(self._idle) < self._keep:
+                self._idle.append(worker)
+                return
+        worker.close()
 
-    def kill(self) -> None:
-        """End the process, if there is one."""
-        process, self._process = self._process, None
-        self._received, self._ready = b"", False
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+    def discard(self, worker: Worker) -> None:
+        worker.close()
+        self.nursery.kill(worker.token)
+
+    def close(self) -> None:
+        with self._lock:
+            for worker in self._idle:
+                worker.close()
+            self._idle = []
+        self.nursery.close()
+
+
+def _ask(worker: Worker, answer: str, gold: str, deadline: float) -> bool | None:
+    """Whether they are equal; None if the worker cannot read the gold. Raises what it raises."""
+    worker.send(gold, answer, deadline)
+    if not worker.receive(deadline)["gold"]:
+        return None
+    return bool(worker.receive(deadline)["equal"])
+
+
+def _judge(response: str, reference: str) -> Score | list[str]:
+    """The verdict, or the answers that need algebra: all must equal the gold."""
+    gold = _content(reference)
+    if not gold:
+        raise RewardError("the gold answer is empty: drop the task or give it a reference")
+    answers = final_answers(response)
+    if not answers:
+        return _score(0.0, r"no balanced \boxed{} in the response")
+    distinct = list(dict.fromkeys(answers))
+    if len(distinct) > MOST_ANSWERS:
+        return _score(0.0, f"{len(distinct)} answers that differ")
+    return _judge_all(distinct, gold)
+
+
+def _judge_all(answers: Sequence[str], gold: str) -> Score | list[str]:
+    undecided: list[str] = []
+    differ = f"{len(answers)} boxes, not all of them right: " if len(answers) > 1 else ""
+    for answer in answers:
+        if not answer.strip(" \t\r\n$.{}"):
+            return _score(0.0, f"{differ}the box is empty")
+        if len(answer) > max(MOST_CHARACTERS, 4 * len(gold)):
+            return _score(0.0, f"{differ}the box holds {len(answer)} characters")
+        equal = _equal(answer, gold)
+        if equal is False:
+            return _score(0.0, differ + _said(answer, gold))
+        if equal is None:
+            undecided.append(answer)
+    return undecided or _score(1.0, _said(answers[-1], gold))
+
+
+def _equal(answer: str, gold: str) -> bool | None:
+    """Whether they are equal as far as it takes no algebra, else None."""
+    if normal(answer) == normal(gold):
+        return True
+    letters = choice(answer), choice(gold)
+    if letters[1] and letters[0]:
+        return letters[0] == letters[1]
+    form = read_gold(gold)
+    if form is None:
+        return False if letters[1] else None
+    if form.kind is Kind.words:
+        return (words(answer) or words(rf"\text{{{answer}}}")) == form.text
+    try:
+        return same(form, read_form(answer), NoAlgebra())
+    except Undecided:
+        return None
+    except Exception:  # the answer is untrusted: whatever it breaks, it is not the gold
+        return False
 
 
 def _content(reference: str) -> str:
+    """The gold answer in a reference, which may be a worked solution with a box or `#### X`."""
     found = boxes(reference)
-    return found[-1] if found else reference.strip()
-
-
-def _agree(left: str, right: str) -> bool:
-    if normal(left) == normal(right):
-        return True
-    left_number, right_number = number(left), number(right)
-    return (
-        left_number is not None
-        and right_number is not None
-        and left_number.value == right_number.value
-    )
+    return found[-1] if found else reference.rpartition("####")[2].strip()
 
 
 def _score(total: float, why: str) -> Score:
     return Score(total=total, parts={PART: total}, why=why)
+
+
+def _said(answer: str, gold: str) -> str:
+    return f"{_short(answer)}, gold {_short(gold)}"
 
 
 def _short(text: str) -> str:

@@ -5,27 +5,29 @@ loads vLLM, a reward worker never loads torch.
 """
 
 import asyncio
-import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from model.config import Rank
 from model.send_weights import merged
 from rewards.config import RewardsConfig
 from rewards.score import Score
-from rewards.task import Task, Transcript
+from rewards.task import Task, TaskKind
+from rewards.watch import SlowReward
 from rl.config import ClusterConfig, TrainConfig
 from rl.errors import BadInput, RunFailed
+from rl.reward_pool import Item, RewardPool, WorkerDied, quick_kinds
+from rl.reward_worker import RewardWorker
 from rollout.config import EngineConfig
 from rollout.episode import Group
 from rollout.probe import compare_probe
@@ -33,6 +35,9 @@ from rollout.probe import compare_probe
 if TYPE_CHECKING:
     from rl.batch import Batch
     from rl.learner_spec import LearnerSpec, Published
+
+RESTART_S = 120.0  # a new process imports sympy: 2 s, or many on a busy machine
+SLOW_ANSWER_S = 5.0  # a reward worker that is being restarted does not answer
 
 
 def connect(config: ClusterConfig) -> None:
@@ -86,48 +91,71 @@ async def ask(reference: Awaitable[Any]) -> Any:
         raise RunFailed(f"a part of the run died: {str(error).splitlines()[0]}") from error
 
 
-class RewardWorker:
-    """Scores transcripts in a process of its own."""
+class RewardCalls:
+    """Calls to one reward worker, which Ray replaces when its process ends."""
 
-    def __init__(self, config: RewardsConfig) -> None:
-        from rewards.judge import VerifiableJudge
+    def __init__(self, worker: ActorHandle) -> None:
+        """Call `worker`."""
+        self._worker = worker
+        self._down = False
 
-        self._judge = VerifiableJudge(config)
+    async def __call__(self, items: list[Item]) -> list[Score]:
+        """One score for each episode (rl.reward_pool.ScoreItems)."""
+        try:
+            if self._down:
+                await self._wait()
+            return await self._worker.score.remote(items)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            self._down = True
+            raise WorkerDied(str(error).splitlines()[0]) from error
 
-    def score(self, task: Task, transcripts: Sequence[Transcript]) -> list[Score]:
-        """One score for each transcript of `task`."""
-        return self._judge.score(task, transcripts)
+    async def _wait(self) -> None:
+        """Return when the process that takes the place of a dead one is there."""
+        deadline = time.monotonic() + RESTART_S
+        while True:
+            try:
+                await self._worker.ready.remote()
+                self._down = False
+                return
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
 
-    def close(self) -> None:
-        """End the processes that this worker supervises."""
-        self._judge.close()
 
-
-class RayJudge:
-    """Spreads groups over reward workers, in turn."""
-
-    def __init__(self, workers: Sequence[ActorHandle]) -> None:
-        """Use these workers."""
-        self._next = itertools.cycle(workers)
-
-    async def score(self, task: Task, transcripts: Sequence[Transcript]) -> list[Score]:
-        """One score for each transcript of `task`."""
-        return await ask(next(self._next).score.remote(task, transcripts))
+def reward_pool(workers: Sequence[ActorHandle], config: RewardsConfig) -> RewardPool:
+    """The reward workers as one judge, for the event loop of whoever asks."""
+    return RewardPool(
+        [RewardCalls(worker) for worker in workers],
+        concurrency=config.concurrency,
+        quick=quick_kinds(config),
+    )
 
 
 class RolloutWorker:
     """Owns one vLLM engine; turns tasks into scored groups."""
 
     async def start(
-        self, config: EngineConfig, checkpoint: Path, judges: Sequence[ActorHandle]
+        self,
+        config: EngineConfig,
+        checkpoint: Path,
+        judges: Sequence[ActorHandle],
+        rewards: RewardsConfig,
     ) -> None:
         """Start the engine on `checkpoint` and get it ready to take weights."""
         from rollout.engine import Engine
         from rollout.render import Renderer
         from rollout.sampler import GroupSampler
 
-        self._engine = await Engine.start(config, checkpoint)
-        self._sampler = GroupSampler(Renderer(checkpoint), self._engine, RayJudge(judges))
+        self._engine = await Engine.start(config, checkpoint, repetition=rewards.repetition)
+        self._sampler = GroupSampler(
+            Renderer(checkpoint),
+            self._engine,
+            reward_pool(judges, rewards),
+            repetition_reward=rewards.repetition.reward,
+        )
 
     async def sample(self, task: Task, samples: int, temperature: float) -> Group:
         """One group, from prompt to score."""
@@ -278,9 +306,16 @@ class Cluster:
         """Connect to Ray and create the reward workers."""
         connect(config.cluster)
         self._config = config
-        self._judges = [_actor(RewardWorker, config.rewards) for _ in range(config.rewards.workers)]
+        self.judges = [
+            _actor(RewardWorker, config.rewards, max_restarts=-1, scheduling_strategy="SPREAD")
+            for _ in range(config.rewards.workers)
+        ]
         self._learners: list[ActorHandle] = []
         self._rollouts: list[ActorHandle] = []
+
+    async def check_rewards(self, kinds: Collection[TaskKind]) -> None:
+        """Raise `RewardError` if a reward worker cannot score tasks of these kinds."""
+        await asyncio.gather(*(ask(judge.check.remote(kinds)) for judge in self.judges))
 
     async def place_learner(self, spec: "LearnerSpec", probe: list[list[int]]) -> RemoteLearner:
         """Create the learner's shards and load their checkpoint."""
@@ -331,25 +366,32 @@ class Cluster:
         workers = [_actor(RolloutWorker) for _ in configs]
         await asyncio.gather(
             *(
-                ask(worker.start.remote(engine, checkpoint, self._judges))
+                ask(worker.start.remote(engine, checkpoint, self.judges, self._config.rewards))
                 for worker, engine in zip(workers, configs, strict=True)
             )
         )
         self._rollouts = workers  # only started engines have anything to put away
         return RemoteRollouts(workers)
 
+    async def slow_rewards(self) -> list[SlowReward]:
+        """Rewards that are unusually slow, each named once."""
+        asked = [asyncio.create_task(_quietly(judge.slow.remote())) for judge in self.judges]
+        done, _ = await asyncio.wait(asked, timeout=SLOW_ANSWER_S)
+        return [slow for answer in done for slow in answer.result() or []]
+
     async def shutdown(self) -> None:
         """Let every part put its things away, then leave Ray (and stop it, if started here)."""
         farewells: list[Any] = [w.shutdown.remote() for w in self._rollouts]
-        farewells += [w.close.remote() for w in self._judges]
+        farewells += [w.close.remote() for w in self.judges]
         farewells += [shard.close.remote() for shard in self._learners]
         if farewells:
             await asyncio.wait([asyncio.create_task(_quietly(f)) for f in farewells], timeout=20)
         ray.shutdown()
 
 
-async def _quietly(farewell: Any) -> None:
+async def _quietly(reference: Any) -> Any:
+    """The answer; None of a part that is dead: it has nothing to tell or to put away."""
     try:
-        await farewell
+        return await reference
     except (RayActorError, RayTaskError):
-        return  # a part that is already dead has nothing left to put away
+        return None

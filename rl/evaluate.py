@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rewards.task import Task
-from rollout.episode import Group
+from rollout.episode import Episode, Group
 
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
@@ -53,9 +53,14 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
+def passed(episode: Episode) -> bool:
+    """Whether an episode has full marks within its budget."""
+    return episode.score.total >= 1.0
+
+
 def solved(group: Group) -> float:
-    """Share of the group's episodes with full marks within their budget."""
-    return sum(e.score.total >= 1.0 for e in group.episodes) / len(group.episodes)
+    """Share of the group's episodes that passed."""
+    return sum(passed(e) for e in group.episodes) / len(group.episodes)
 
 
 async def evaluate(

@@ -69,6 +69,7 @@ class Loop:
         policy: Policy,
         task_at: Callable[[int], Task],
         ptx_at: Callable[[int], Sequence[Batch]],
+        shape: Callable[[int, Group], Group] = lambda step, group: group,
         start: int = 0,
     ) -> None:
         """Take the parts.
@@ -79,6 +80,7 @@ class Loop:
             policy: the learner that published it.
             task_at: the task at a position of the training stream.
             ptx_at: the supervised batches that join a step, one per minibatch.
+            shape: the group of a step with its final rewards, once all its episodes are scored.
             start: steps already trained.
         """
         self._config = config
@@ -86,6 +88,7 @@ class Loop:
         self._policy = policy
         self._task_at = task_at
         self._ptx_at = ptx_at
+        self._shape = shape
         self._start = start
         self._buffer = GroupBuffer(
             groups_per_step=config.rollout.groups_per_step,
@@ -116,7 +119,7 @@ class Loop:
             samples=config.samples_per_group,
             temperature=temperature_at(step, self._config.steps, config),
         )
-        await self._buffer.put(position, group)
+        await self._buffer.put(position, self._shape(step, group))
 
     async def _train(self, on_step: Callable[[Step], Awaitable[None]]) -> None:
         last, busy = time.perf_counter(), await self._rollouts.busy_seconds()

@@ -10,7 +10,7 @@ import wandb
 
 from rl.batch import Batch
 from rl.config import WandbMode
-from rollout.episode import Group
+from rollout.episode import Episode, Group, StopReason
 
 
 class MetricsLog:
@@ -74,8 +74,13 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return metrics | {
         "reward/mixed_groups": sum(mixed) / len(groups),
         "budget/over": sum(e.transcript.truncated for _, e in episodes) / count,
+        "budget/repeated": sum(_repeated(e) for _, e in episodes) / count,
         "rollout/response_tokens": sum(len(e.completion.token_ids) for _, e in episodes) / count,
     }
+
+
+def _repeated(episode: Episode) -> bool:
+    return episode.completion.stop_reason is StopReason.repetition
 
 
 def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
@@ -98,6 +103,7 @@ def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
             "why": episode.score.why,
             "tokens": episode.transcript.response_tokens,
             "truncated": episode.transcript.truncated,
+            "stopped": episode.completion.stop_reason.value,
             "versions": sorted(set(episode.completion.versions)),
         }
         for group in groups

@@ -52,10 +52,11 @@ Checkpoint: <code>{{ summary.checkpoint }}</code></p>
 <h2>Samples</h2>
 {% for name, rows in samples %}
 <details {% if loop.last %}open{% endif %}><summary>{{ name }}</summary>
-<table><tr><th>prompt</th><th>response</th><th>score</th><th>why</th></tr>
+<table><tr><th>prompt</th><th>response</th><th>score</th><th>parts</th><th>why</th></tr>
 {% for row in rows %}
 <tr><td><pre>{{ row.prompt }}</pre></td><td><pre>{{ row.response }}</pre></td>
-<td class="{{ 'good' if row.score > 0 else 'bad' }}">{{ row.score }}</td><td>{{ row.why }}</td></tr>
+<td class="{{ 'good' if row.score > 0 else 'bad' }}">{{ row.score }}</td>
+<td>{% for part, value in row.parts.items() %}{{ part }}&nbsp;{{ "%.4g"|format(value) }}<br>{% endfor %}</td><td>{{ row.why }}</td></tr>
 {% endfor %}</table></details>
 {% endfor %}
 <h2>Configuration</h2><details><summary>config.yaml</summary><pre>{{ config }}</pre></details>

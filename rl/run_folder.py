@@ -39,6 +39,11 @@ class RunFolder:
         return self.root / "start"
 
     @property
+    def length_budgets(self) -> Path:
+        """Toggle's token budgets by family, measured before RL."""
+        return self.root / "length_budgets.json"
+
+    @property
     def summary(self) -> Path:
         """Totals, written at the end."""
         return self.root / "summary.json"

@@ -55,7 +55,7 @@ async def _reinforce(training: Training) -> Summary:
     if training.resumed_from is not None:
         before = training.state.eval_before
     else:
-        before = await training.evaluate()
+        before = await training.evaluate_before()
         training.display.say(f"before RL: pass@1 {before['all']}")
         await training.save(training.state)
     return await training.reinforce(before)
@@ -97,6 +97,7 @@ def _run(
             await training.place(cluster)
             return training, await work(training)
         finally:
+            training.close()
             await cluster.shutdown()
 
     try:

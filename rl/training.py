@@ -1,6 +1,7 @@
 """A run in progress: its folder, its parts, its counters, and what can be done with them."""
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +12,23 @@ import torch
 from model.checkpoint_reader import empty_network
 from model.feed_forward import Experts
 from model.tiny import create_tiny
+from rewards.config import LengthKind
+from rewards.plugin import load_plugins
 from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
 from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
 from rl.config import SftConfig, TrainConfig
 from rl.errors import BadInput
-from rl.evaluate import PassRate, evaluate
+from rl.evaluate import PassRate, Sampler, evaluate
 from rl.learner_spec import LearnerSpec
+from rl.length import LengthRecorder, LengthShaping
 from rl.loop import Loop, Step
 from rl.metrics import MetricsLog, Summary, write_samples
 from rl.progress import Display
 from rl.recipe import to_yaml
 from rl.run_folder import open_run
 from rl.sft import SupervisedResult, SupervisedStream, supervised_start
+from rl.slow_rewards import SlowRewardLog
 from rollout.probe import default_tolerance
 from rollout.render import Renderer
 from rollout.tasks import Split, TaskStream, corpus
@@ -38,13 +43,20 @@ class Training:
         """Open the run folder, and find or make the model to start from."""
         self.config = config
         self.display = display
+        try:
+            load_plugins(config.rewards)  # reward workers do it again, minutes later
+        except ValueError as error:
+            raise BadInput(str(error)) from error
         self.folder = open_run(config)
         self.tasks = TaskStream(config.tasks, Split.train)
         self.held_out = TaskStream(config.tasks, Split.held_out)
+        for note in self.tasks.notes:
+            display.say(note)
         self.state = RunState(
             step=0, rollout_tokens=0, train_seconds=0.0, eval_before={}, restarts=0
         )
         self.resumed_from: Path | None = None
+        self._slow_rewards = SlowRewardLog(display.say, every_s=max(config.rewards.slow_s / 2, 1.0))
         if config.resume:
             self.resumed_from = latest_checkpoint(self.folder.checkpoints)
             self.state = read_state(self.resumed_from)
@@ -107,7 +119,7 @@ class Training:
             task = self.held_out.at(position)
             answer = task.solution or task.reference
             prompt, response = self.renderer.training_ids(task.messages, answer)
-            sequences.append(prompt + response)
+            sequences.append((prompt + response)[: self.config.engine.max_model_len - 1])
         return sequences
 
     async def place(self, cluster: Cluster) -> None:
@@ -131,15 +143,23 @@ class Training:
         # Sampling must not repeat itself when a run goes on at a later step.
         draws = self.state.step * config.cluster.rollout_workers
         seed = (config.seed * 1_000_003 + draws) % 2**31
+        self._slow_rewards.start(cluster.slow_rewards)
         self._placing = asyncio.create_task(
             cluster.place_rollouts(self.start_checkpoint, seed=seed)
         )
         self._probe = probe
-        self._learner = await cluster.place_learner(spec, probe)
+        kinds = self.tasks.kinds | self.held_out.kinds
+        self._learner, _ = await asyncio.gather(
+            cluster.place_learner(spec, probe), cluster.check_rewards(kinds)
+        )
         if self._learner.note is not None:
             self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
             await self._call("resume", self.resumed_from)
+
+    def close(self) -> None:
+        """Watch the rewards no more."""
+        self._slow_rewards.stop()
 
     async def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
@@ -173,7 +193,7 @@ class Training:
         assert self.config.sft is not None
         await self.engines()
         await self.policy.publish(step - self.config.sft.max_steps - 1)
-        rates = await self._measure(self.config.sft.test_tasks, samples=1)
+        rates = await self._measure(self.rollouts, self.config.sft.test_tasks, samples=1)
         return rates["all"]
 
     async def supervised_start(self, sft: SftConfig) -> None:
@@ -191,15 +211,24 @@ class Training:
             f"supervised step {result.steps}: loss {result.loss:.3f}, pass@1 {result.accuracy}"
         )
 
-    async def _measure(self, count: int, samples: int) -> dict[str, PassRate]:
+    async def _measure(self, sampler: Sampler, count: int, samples: int) -> dict[str, PassRate]:
         tasks = [self.held_out.at(position) for position in range(count)]
         return await evaluate(
-            self.rollouts, tasks, samples=samples, temperature=self.config.evaluation.temperature
+            sampler, tasks, samples=samples, temperature=self.config.evaluation.temperature
         )
 
     async def evaluate(self) -> dict[str, PassRate]:
         """Pass@1 on the held-out tasks of the recipe."""
-        return await self._measure(self.config.evaluation.tasks, self.config.evaluation.samples)
+        test = self.config.evaluation
+        return await self._measure(self.rollouts, test.tasks, test.samples)
+
+    async def evaluate_before(self) -> dict[str, PassRate]:
+        """The same before RL: the lengths of the right answers become Toggle's budgets."""
+        test, recorder = self.config.evaluation, LengthRecorder(self.rollouts)
+        rates = await self._measure(recorder, test.tasks, test.samples)
+        budgets = recorder.budgets(self.config.rewards.length.percentile)
+        self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
+        return rates
 
     def ptx_at(self, step: int) -> Sequence[Batch]:
         """The supervised batches that join `step`, one per minibatch."""
@@ -230,7 +259,8 @@ class Training:
 
         async def on_step(step: Step) -> None:
             nonlocal checkpoint
-            log.write(step.number, step.metrics)
+            slow = {"reward/slow": float(self._slow_rewards.take())}
+            log.write(step.number, {**step.metrics, **slow})
             write_samples(self.folder.samples, step.number, step.groups)
             self.display.step(step.number, config.steps, step.metrics)
             self.state = RunState(
@@ -249,6 +279,7 @@ class Training:
             policy=self.policy,
             task_at=self.tasks.at,
             ptx_at=self.ptx_at,
+            shape=self._length_shaping().shape,
             start=earlier.step,
         )
         try:
@@ -258,6 +289,15 @@ class Training:
         after = await self.evaluate()
         self.display.table(before, after)
         return self._summary(before, after, checkpoint)
+
+    def _length_shaping(self) -> LengthShaping:
+        """What the recipe does about length, with the budgets that were measured before RL."""
+        length, path = self.config.rewards.length, self.folder.length_budgets
+        if length.kind is not LengthKind.toggle:
+            return LengthShaping(length, {})
+        if not path.is_file():
+            raise BadInput(f"rewards.length.kind=toggle needs {path}: start the run anew")
+        return LengthShaping(length, json.loads(path.read_text()))
 
     def _summary(
         self, before: Mapping[str, PassRate], after: Mapping[str, PassRate], checkpoint: Path

@@ -10,14 +10,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams, TokensPrompt
+from vllm import SamplingParams
 from vllm.config import AttentionConfig, VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer import base as transfer
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -26,6 +27,8 @@ from vllm.v1.engine import core_client
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from rewards.config import RepetitionConfig
+from rewards.repetition import STRIDE, RepetitionDetector, smallest
 from rollout.config import Dtype, EngineConfig
 from rollout.episode import Completion, StopReason
 from rollout.errors import EngineError, WeightUpdateError
@@ -37,8 +40,9 @@ CORE_EXIT_S = 15.0  # then it is killed
 COMMON_SAMPLING: dict[str, Any] = {
     "detokenize": False,
     "flat_logprobs": True,  # plain lists; one object per token is slow
-    "output_kind": RequestOutputKind.FINAL_ONLY,
 }
+WHOLE: dict[str, Any] = {"output_kind": RequestOutputKind.FINAL_ONLY}
+PIECES: dict[str, Any] = {"output_kind": RequestOutputKind.DELTA, "stream_interval": STRIDE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +57,12 @@ class EngineStats:
 class Engine:
     """One policy, served. Every method is for the event loop that called `start`."""
 
-    def __init__(self, llm: AsyncLLM, version: int) -> None:
+    def __init__(
+        self, llm: AsyncLLM, version: int, repetition: RepetitionConfig | None = None
+    ) -> None:
         """Wrap a started vLLM; use `start`."""
         self._llm = llm
+        self._repetition = repetition if repetition and repetition.stop else None
         self.version = version  # of the weights that the next token is sampled with
         self._stop_ids = stop_token_ids(llm.vllm_config)
         self._max_len: int = llm.model_config.max_model_len
@@ -70,11 +77,17 @@ class Engine:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, checkpoint: str | Path, *, version: int = 0
+        cls,
+        config: EngineConfig,
+        checkpoint: str | Path,
+        *,
+        version: int = 0,
+        repetition: RepetitionConfig | None = None,
     ) -> "Engine":
         """Load a Hugging Face checkpoint folder, whose weights are called `version`, and warm up.
 
-        Raises EngineError if vLLM does not come up within `config.start_timeout_s`.
+        Completions that go in circles by `repetition` are stopped; by default none is. Raises
+        EngineError if vLLM does not come up within `config.start_timeout_s`.
         """
         deadline = time.monotonic() + config.start_timeout_s
         core_client.VLLM_ENGINE_READY_TIMEOUT_S = int(config.start_timeout_s)
@@ -84,7 +97,7 @@ class Engine:
                 llm = AsyncLLM.from_engine_args(engine_args(config, checkpoint))
             except Exception as error:
                 raise EngineError(f"vLLM did not start on {checkpoint}: {error}") from error
-        engine = cls(llm, version)
+        engine = cls(llm, version, repetition)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await llm.update_weight_version(str(version))
@@ -99,7 +112,17 @@ class Engine:
     async def generate(
         self, prompt_ids: Sequence[int], *, samples: int, max_tokens: int, temperature: float
     ) -> list[Completion]:
-        """Draw `samples` continuations; see `rollout.episode.Generate`.
+        """Draw `samples` continuations and wait for all of them; see `draw`."""
+        draws = (
+            self.draw(prompt_ids, max_tokens=max_tokens, temperature=temperature)
+            for _ in range(samples)
+        )
+        return await asyncio.gather(*draws)
+
+    async def draw(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float
+    ) -> Completion:
+        """Draw one continuation; see `rollout.episode.Generate`.
 
         At temperature 0 the choice is greedy and the log-probs are those of temperature 1; vLLM
         takes temperatures up to 2. Raises ValueError if prompt and completion do not fit or the
@@ -111,27 +134,35 @@ class Engine:
                 f"prompt of {len(prompt)} and {max_tokens} new tokens exceed "
                 f"engine.max_model_len={self._max_len}"
             )
+        rule = self._repetition
+        if rule is not None and max_tokens < smallest(rule):
+            rule = None
         params = SamplingParams(
-            n=samples,
             temperature=temperature,
             max_tokens=max_tokens,
             logprobs=0,
             stop_token_ids=self._stop_ids,
             **COMMON_SAMPLING,
+            **(WHOLE if rule is None else PIECES),
         )
-        output = await self._run(prompt, params)
-        completions = [completion(prompt, drawn, temperature) for drawn in output.outputs]
-        self._generated += sum(len(each.token_ids) for each in completions)
-        return completions
+        detector = None if rule is None else RepetitionDetector(rule)
+        outputs = await self._run(prompt, params, detector)
+        drawn = completion(prompt, [output.outputs[0] for output in outputs], temperature)
+        if detector is not None and detector.found:
+            drawn = replace(drawn, stop_reason=StopReason.repetition)
+        self._generated += len(drawn.token_ids)
+        return drawn
 
     async def score_tokens(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs (nats, temperature 1) of each sequence's tokens after its first: [L - 1] each.
 
         A sequence must be shorter than `max_model_len` by one token.
         """
-        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, **COMMON_SAMPLING)
+        params = SamplingParams(
+            temperature=1.0, max_tokens=1, prompt_logprobs=0, **COMMON_SAMPLING, **WHOLE
+        )
         outputs = await asyncio.gather(*(self._run(list(ids), params) for ids in sequences))
-        return [flat(output.prompt_logprobs) for output in outputs]
+        return [flat(output.prompt_logprobs) for (output,) in outputs]
 
     async def receive(self, update: Update) -> None:
         """Take new weights while requests are in flight, which go on with rebuilt caches.
@@ -182,14 +213,24 @@ class Engine:
         self._llm.output_processor.propagate_error(EngineDeadError())
         await asyncio.to_thread(self._llm.shutdown, CORE_EXIT_S)
 
-    async def _run(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
-        """Run one request to its end."""
+    async def _run(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        detector: RepetitionDetector | None = None,
+    ) -> list[RequestOutput]:
+        """Run one request to its end, or to where `detector` says stop."""
         self._check_alive()
-        tokens = TokensPrompt(prompt_token_ids=prompt)
-        outputs = self._llm.generate(tokens, params, request_id=str(next(self._numbers)))
+        number = str(next(self._numbers))
+        outputs = []
         with self._busy(), self._dead_engine_as_error():
-            (output,) = [output async for output in outputs]  # only the final one is asked for
-        return output
+            # The prompt needs no thread of vLLM's to be made ready: it is token ids already.
+            async for output in self._llm.generate(tokens_input(prompt), params, number):
+                outputs.append(output)
+                repeats = detector is not None and detector.feed(output.outputs[0].token_ids)
+                if repeats and not output.finished:
+                    await self._llm.abort(number)  # one more output comes, with what is left
+        return outputs
 
     def _check_alive(self) -> None:
         if self._failure is not None:
@@ -280,20 +321,23 @@ def flat(logprobs: Any) -> list[float]:
     return logprobs.logprobs
 
 
-def completion(prompt: list[int], drawn: CompletionOutput, temperature: float) -> Completion:
-    """Our record of one vLLM output."""
-    token_ids = list(drawn.token_ids)
+def completion(
+    prompt: list[int], pieces: Sequence[CompletionOutput], temperature: float
+) -> Completion:
+    """Our record of one vLLM output, which came in `pieces`."""
+    token_ids = [token for piece in pieces for token in piece.token_ids]
+    logprobs = [value for piece in pieces for value in flat(piece.logprobs)]
+    last = pieces[-1]
     versions: list[int] = []
-    for span in drawn.weight_versions or ():
+    for span in last.weight_versions or ():
         assert span.start == len(versions)
         versions += [int(span.version)] * (span.end - span.start)
-    logprobs = flat(drawn.logprobs)
     assert len(token_ids) == len(logprobs) == len(versions)
     return Completion(
         prompt_ids=prompt,
         token_ids=token_ids,
         logprobs=logprobs,
         versions=versions,
-        stop_reason=StopReason(str(drawn.finish_reason)),
+        stop_reason=StopReason(str(last.finish_reason)),
         temperature=temperature,
     )

@@ -17,6 +17,7 @@ class StopReason(StrEnum):
 
     stop = "stop"  # the policy ended its turn
     length = "length"  # the token limit cut it
+    repetition = "repetition"  # it went in circles (rewards.repetition)
     abort = "abort"  # the engine was told to
 
 
@@ -55,8 +56,8 @@ class Group:
 class Generate(Protocol):
     """The one thing that the sampler needs of an engine."""
 
-    async def generate(
-        self, prompt_ids: Sequence[int], *, samples: int, max_tokens: int, temperature: float
-    ) -> list[Completion]:
-        """Draw `samples` continuations of at most `max_tokens` tokens each."""
+    async def draw(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float
+    ) -> Completion:
+        """Draw one continuation of at most `max_tokens` tokens."""
         ...

@@ -1,4 +1,4 @@
-"""Where problems come from: procedural generators, and JSONL files of GSM8K or DeepMath rows."""
+"""Where problems come from: generators, and JSONL files."""
 
 import gzip
 import hashlib
@@ -7,16 +7,21 @@ import os
 import random
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from reasoning_gym.factory import DATASETS, create_dataset
 
-from rewards.task import Message
+from rewards.math_answer import MathVerifier
+from rewards.task import TaskKind
 from rollout.config import FamilyConfig, Source
+from rollout.problem import DataError, Problem, user_turn
+from rollout.programs import make_program
+from rollout.rows import READERS
 from rollout.worked import WRITERS, boxed
 
 TERSE_ONLY = ("basic_arithmetic", "count_bits", "count_primes", "lcm", "letter_counting")
@@ -28,28 +33,16 @@ BOILERPLATE = (
 )
 """Cut from a generator's question: what repeats the question, or forbids to show the steps."""
 
+GOLD_TIMEOUT_S = 30.0  # its reader starts with the first hard gold: 3 s, more on a busy machine
+
 DATA_FOLDER = "../shared/data"  # what ${TEMPER_DATA} stands for when it is not set
-
-
-class DataError(ValueError):
-    """Tasks that cannot be read or generated: the user's mistake, with its place and its fix."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A question with its gold answer, before it becomes a task of some stream."""
-
-    messages: tuple[Message, ...]
-    question: str  # what decides whether the problem is held out
-    reference: str
-    worked: str | None  # a worked solution, if one is known
-    tags: tuple[str, ...] = ()
 
 
 class ProblemSource(Protocol):
     """Problems by index."""
 
     size: int | None  # None: as many as one likes, with repetitions
+    note: str  # what the user should know of it, if anything
 
     def problem(self, index: int) -> Problem:
         """The problem at `index`: always the same one."""
@@ -60,6 +53,8 @@ def open_source(family: FamilyConfig, seed: int) -> ProblemSource:
     """The problems of one family. Raises `DataError` for what is not there or cannot be read."""
     if family.source is Source.reasoning_gym:
         return Procedural(family, seed)
+    if family.source is Source.programs:
+        return Programs(family, seed)
     return JsonLines(family)
 
 
@@ -67,6 +62,7 @@ class Procedural:
     """A reasoning_gym generator; the index seeds the item."""
 
     size: int | None = None
+    note = ""
 
     def __init__(self, family: FamilyConfig, seed: int) -> None:
         """Raise `DataError` for an unknown generator or option, with the nearest name."""
@@ -102,82 +98,110 @@ class Procedural:
         for pattern in BOILERPLATE:
             question = pattern.sub("", question)
         question = question[:1].upper() + question[1:].strip()
+        answer = str(item["answer"])
         return Problem(
-            messages=(_user(question, self._instruction),),
+            kind=TaskKind.math,
+            messages=user_turn(question, self._instruction),
             question=question,
-            reference=str(item["answer"]),
+            reference=answer,
             worked=self._writer(item["metadata"]) if self._writer else None,
+            hasty=boxed(answer),
+        )
+
+
+class Programs:
+    """Tiny programs to write; the index seeds each."""
+
+    size: int | None = None
+    note = ""
+
+    def __init__(self, family: FamilyConfig, seed: int) -> None:
+        """Raise `DataError` for an option that is not `steps`, or is no small number."""
+        for option in family.options:
+            if option != "steps":
+                raise DataError(
+                    f"families[{family.name}].options has no {option!r}"
+                    f"{_nearest(option, ['steps'])}; known: steps"
+                )
+        self._steps = family.options.get("steps", 2)
+        if type(self._steps) is not int or not 1 <= self._steps <= 9:
+            raise DataError(
+                f"families[{family.name}].options.steps must lie in [1, 9], got {self._steps!r}"
+            )
+        self._instruction = family.instruction
+        self._words = (str(seed), family.name, str(self._steps))
+
+    def problem(self, index: int) -> Problem:
+        """Make program `index`."""
+        made = make_program(random.Random(_hash(*self._words, str(index))), self._steps)
+        return Problem(
+            kind=TaskKind.code,
+            messages=user_turn(made.question, self._instruction),
+            question=made.question,
+            reference=json.dumps({"tests": made.tests}),
+            worked=made.careful,
+            hasty=made.careless,
         )
 
 
 class JsonLines:
-    """A JSONL file, plain or .gz, read whole."""
+    """A JSONL file, plain or .gz, read whole, less the rows whose gold answer cannot be read."""
 
     def __init__(self, family: FamilyConfig) -> None:
         """Read every row; `DataError` names file, line and key of the first that cannot be used."""
         assert family.path is not None, "checked by FamilyConfig"
         path = expand(family.path)
-        read_row = _READERS[family.source]
-        self._problems = []
+        read_row = READERS[family.source]
+        rows: dict[int, Problem] = {}  # by line
         for number, line in enumerate(_lines(path), start=1):
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise DataError("the row is no JSON object: write one object per line")
-                self._problems.append(read_row(row, family.instruction))
-            except (DataError, json.JSONDecodeError) as error:
+                rows[number] = read_row(row, family.instruction)
+            except (DataError, json.JSONDecodeError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
+        golds = sorted({row.reference for row in rows.values() if row.kind is TaskKind.math})
+        bad = unreadable(tuple(golds))
+        left_out = [
+            n for n, row in rows.items() if row.kind is TaskKind.math and row.reference in bad
+        ]
+        self._problems = [row for number, row in rows.items() if number not in left_out]
+        self.size: int | None = len(self._problems)
+        self.note = ""
+        if left_out:
+            self.note = (
+                f"families[{family.name}]: {len(left_out)} of {len(rows)} rows are left out, as "
+                f"their gold answers cannot be read: {path}, lines {_first(left_out)}"
+            )
         if not self._problems:
             raise DataError(
                 f"{path} holds no rows: point families[{family.name}].path at another file"
+                + (f" ({self.note})" if self.note else "")
             )
-        self.size: int | None = len(self._problems)
 
     def problem(self, index: int) -> Problem:
-        """Row `index`, from 0."""
+        """Row `index`, from 0, of those that are not left out."""
         return self._problems[index]
+
+
+@lru_cache(maxsize=16)
+def unreadable(golds: tuple[str, ...]) -> frozenset[str]:
+    """The gold answers of mathematics with which no answer can be compared.
+
+    A grammar decides nearly all; the rest go to processes, which end before this returns.
+    """
+    verifier = MathVerifier(timeout_s=GOLD_TIMEOUT_S)
+    try:
+        return frozenset(gold for gold in golds if not verifier.readable(gold))
+    finally:
+        verifier.close()
 
 
 def expand(path: str) -> Path:
     """The path with its environment variables filled in; ${TEMPER_DATA} has a default."""
     known = {"TEMPER_DATA": DATA_FOLDER, **os.environ}
     return Path(string.Template(path).safe_substitute(known)).expanduser()
-
-
-def gsm8k_problem(row: Mapping[str, Any], instruction: str) -> Problem:
-    """Row `{"question", "answer"}`; its rationale, without calculator marks, is the solution."""
-    question, answer = _text(row, "question"), _text(row, "answer")
-    rationale, mark, gold = answer.rpartition("####")
-    gold = gold.strip().replace(",", "")
-    if not mark or not gold:
-        raise DataError("key 'answer' has no gold: end it with '#### ' and the final answer")
-    rationale = re.sub(r"<<[^<>]*>>", "", rationale).strip()
-    return Problem(
-        messages=(_user(question, instruction),),
-        question=question,
-        reference=gold,
-        worked=f"{rationale}\n{boxed(gold)}".strip(),
-    )
-
-
-def deepmath_problem(row: Mapping[str, Any], instruction: str) -> Problem:
-    """Row `{"prompt" or "messages", "ground_truth"}`; `messages` may be a list or its JSON text."""
-    reference = _text(row, "ground_truth")
-    tags = (f"difficulty={row['difficulty']}",) if row.get("difficulty") else ()
-    if row.get("messages"):
-        messages = _messages(row["messages"])
-    else:
-        messages = (_user(_text(row, "prompt"), instruction),)
-    question = str(row.get("prompt") or messages[-1].content)
-    return Problem(
-        messages=messages, question=question, reference=reference, worked=None, tags=tags
-    )
-
-
-_READERS: dict[Source, Callable[[Mapping[str, Any], str], Problem]] = {
-    Source.gsm8k: gsm8k_problem,
-    Source.deepmath: deepmath_problem,
-}
 
 
 def uniform(seed: int, *words: str) -> float:
@@ -190,6 +214,12 @@ def shuffled(seed: int, epoch: int, count: int) -> list[int]:
     order = list(range(count))
     random.Random(_hash(str(seed), "order", str(epoch))).shuffle(order)
     return order
+
+
+def _first(numbers: Sequence[int], most: int = 5) -> str:
+    """The first few, for a person."""
+    more = ", ..." if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most])) + more
 
 
 def _hash(*words: str) -> int:
@@ -205,32 +235,9 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _lines(path: Path) -> list[str]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8").splitlines()
+        text = data.decode("utf-8-sig").removesuffix("\n")
+        return text.split("\n") if text else []  # splitlines would cut at U+2028 inside a text
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read {path} ({error}): give a JSONL file in UTF-8, plain or .gz"
         ) from error
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"key {key!r} is missing or empty: give it a text, or delete the row")
-    return value.strip()
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    turns: Any = json.loads(value) if isinstance(value, str) else value
-    try:
-        messages = tuple(Message(role=str(t["role"]), content=str(t["content"])) for t in turns)
-    except (KeyError, TypeError) as error:
-        raise DataError("key 'messages' must list objects with 'role' and 'content'") from error
-    if not messages or messages[-1].role != "user":
-        raise DataError("key 'messages' must end with a turn of the user")
-    return messages
-
-
-def _user(question: str, instruction: str) -> Message:
-    return Message(role="user", content=f"{question}\n{instruction}" if instruction else question)

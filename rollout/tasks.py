@@ -7,10 +7,10 @@ of the question: none is both trained on and tested, whatever family or position
 from collections.abc import Iterator
 from enum import StrEnum
 
-from rewards.task import Task, TaskKind
+from rewards.task import Task
 from rollout.config import FamilyConfig, TasksConfig
-from rollout.sources import DataError, Problem, ProblemSource, open_source, shuffled, uniform
-from rollout.worked import boxed
+from rollout.problem import DataError, Problem
+from rollout.sources import ProblemSource, open_source, shuffled, uniform
 
 CYCLE = 1000  # positions after which the pattern of families repeats
 STRIDE = 4096  # generator items that belong to one training position: most tries for one
@@ -34,9 +34,13 @@ class TaskStream:
         if config.held_out_percent == empty:
             raise DataError(f"tasks.held_out_percent={empty} leaves nothing for split {split}")
         self._config, self._split = config, split
-        self._families = [Family(family, config, split) for family in config.families]
-        self._cycle = _cycle([family.weight for family in config.families])
-        self._counts = [self._cycle.count(place) for place in range(len(self._families))]
+        tested = split is Split.held_out and config.test_families
+        chosen = config.test_families if tested else config.families
+        self._families = [Family(family, config, split) for family in chosen]
+        self.notes = [family.note for family in self._families if family.note]
+        self.kinds = {kind for family in self._families for kind in family.kinds}
+        self._cycle = _cycle([family.weight for family in chosen])
+        self._counts = [self._cycle.count(place) for place in range(len(chosen))]
         seen = [0] * len(self._families)
         self._ranks = []  # how often a position's family came earlier in the cycle
         for place in self._cycle:
@@ -56,14 +60,15 @@ class TaskStream:
         task_id = f"{config.name}/{self._split}/{position}"
         solution = problem.worked
         if family.procedural:
-            worked = uniform(self._config.seed, "worked", task_id) < config.worked_share
-            solution = solution if solution and worked else boxed(problem.reference)
+            careful = uniform(self._config.seed, "worked", task_id) < config.worked_share
+            solution = solution if solution and careful else problem.hasty
+        budget = config.token_budget or problem.token_budget
         return Task(
             id=task_id,
-            kind=TaskKind.math,
+            kind=problem.kind,
             messages=problem.messages,
             reference=problem.reference,
-            token_budget=config.token_budget,
+            token_budget=budget or self._config.token_budgets.of(problem.kind),
             solution=solution,
             tags=(config.name, *problem.tags),
         )
@@ -88,12 +93,13 @@ class TaskStream:
 
 
 def corpus(config: TasksConfig, size: int) -> Iterator[str]:
-    """Texts of the first `size` training tasks, question and worked solution, for a tokenizer."""
+    """Texts of the first `size` training tasks, question and solution, for a tokenizer."""
     stream = TaskStream(config, Split.train)
     for position in range(size):
         _, problem = stream.problem(position)
         yield "\n".join(message.content for message in problem.messages)
-        yield problem.worked or boxed(problem.reference)
+        if solution := problem.worked or problem.hasty:
+            yield solution
 
 
 class Family:
@@ -104,6 +110,9 @@ class Family:
         self._tasks = tasks
         self._source: ProblemSource = open_source(config, tasks.seed)
         self.procedural = self._source.size is None
+        self.note = self._source.note
+        some = range(self._source.size or 1)  # what is generated is all of one kind
+        self.kinds = {self._source.problem(index).kind for index in some}
         self._next = 0  # held out: the first index not looked at yet
         self._rows: list[int] = []
         self._order: tuple[int, list[int]] = (-1, [])
@@ -138,7 +147,8 @@ class Family:
                 return problem
         raise DataError(
             f"families[{self.config.name}] has no more distinct held-out questions ({len(seen)} in "
-            "all families): ask for fewer, raise tasks.held_out_percent, or widen its options"
+            "all families): ask for fewer, raise tasks.held_out_percent, widen its options, or "
+            "name others in tasks.test_families"
         )
 
     def _tests(self, problem: Problem) -> bool:

@@ -1,13 +1,31 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from rewards.errors import RewardError
-from rewards.math_answer import MathVerifier, _Child, quick_verdict
+from rewards.math_answer import MathVerifier, quick_verdict
+from rewards.mathematics.pool import Nursery
 from rewards.score import Score
+
+ALGEBRA = (r"\boxed{\sqrt{8}}", r"2\sqrt{2}")
+PARENT = """
+import time
+from rewards.math_answer import MathVerifier
+verifier = MathVerifier()
+print(verifier.verify(r"\\boxed{\\sqrt{8}}", r"2\\sqrt{2}").total, flush=True)
+time.sleep(60)
+"""
 
 RIGHT = [
     ("1/2", "0.5"),
@@ -94,6 +112,7 @@ WRONG = [
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[MathVerifier]:
     made = MathVerifier(timeout_s=5.0)
+    assert not made.readable("???")  # math-verify is up
     yield made
     made.close()
 
@@ -157,47 +176,85 @@ def test_an_unreadable_gold_is_an_error_not_a_0(verifier: MathVerifier, gold: st
         verifier.verify(r"\boxed{\sqrt{5}}", gold)
 
 
-def test_a_worker_that_dies_once_is_replaced(verifier: MathVerifier) -> None:
-    assert verifier.verify(r"\boxed{\pi+x}", r"x+\pi").total == 1.0
-    (child,) = verifier._children
-    assert child._process is not None
-    child._process.kill()  # before the request: seen, and restarted
-    assert verifier.verify(r"\boxed{\pi+x}", r"x+\pi").total == 1.0
+def test_what_dies_is_replaced() -> None:
+    verifier = MathVerifier(timeout_s=5.0)
+    assert verifier.verify(*ALGEBRA).total == 1.0
+    for end in (_end_workers, _end_nursery, _end_nursery, _end_workers):
+        end(verifier)
+        start = time.monotonic()
+        assert verifier.verify(*ALGEBRA).total == 1.0
+        assert time.monotonic() - start < 6.0
+    verifier.close()
 
 
-class _Dying(_Child):
-    """Dies at a given point of every request."""
-
-    starts = 0
-
-    def __init__(self, messages: list[dict[str, bool]]) -> None:
-        super().__init__()
-        self._messages = messages
-        self._left: list[dict[str, bool]] = []
-
-    def start(self) -> None:
-        self.starts += 1
-        self._left = list(self._messages)
-
-    def send(self, request: dict[str, str]) -> None: ...
-
-    def receive(self, deadline: float) -> dict[str, bool]:
-        if not self._left:
-            raise BrokenPipeError("gone")
-        return self._left.pop(0)
+def _end_nursery(verifier: MathVerifier) -> None:
+    process = verifier._algebra.nursery._process
+    assert process is not None
+    process.kill()
+    process.wait()
 
 
-def test_a_worker_that_dies_twice_is_an_error() -> None:
-    child = _Dying([])
-    with pytest.raises(RewardError, match="died, twice"):
-        MathVerifier()._compare(child, "x", "y")
-    assert child.starts == 2
+def _end_workers(verifier: MathVerifier) -> None:
+    (worker,) = verifier._algebra._idle
+    os.kill(worker._pid, signal.SIGKILL)
 
 
-def test_an_answer_that_kills_its_worker_twice_scores_0() -> None:
-    child = _Dying([{"gold": True}])
-    assert MathVerifier()._compare(child, "x", "y").total == 0.0
-    assert child.starts == 2
+def test_nothing_is_left_behind() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    verifier = MathVerifier(timeout_s=5.0, workers=2)
+    verifier.start()
+    assert verifier.verify(*ALGEBRA).total == 1.0
+    with ThreadPoolExecutor(4) as threads:
+        scores = list(threads.map(lambda _: verifier.verify(*ALGEBRA).total, range(40)))
+    assert scores == [1.0] * 40
+    assert verifier.readable(r"\gcd(n, p-1)")
+    ours = set(psutil.Process().children(recursive=True)) - before
+    assert len(ours) >= 3  # two nurseries and a worker
+    verifier.close()
+    assert psutil.wait_procs(list(ours), timeout=5.0)[1] == []
+
+
+def test_they_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "score.py"
+    script.write_text(PARENT)
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert parent.stdout is not None and parent.stdout.readline() == "1.0\n"
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for each in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            deadline = time.monotonic() + 5.0
+            while each.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert each.status() == psutil.STATUS_ZOMBIE  # ended; nobody collects it in a container
+
+
+def test_a_nursery_that_cannot_start_is_an_error() -> None:
+    verifier = MathVerifier(timeout_s=0.5)
+    pool = verifier._algebra
+    pool.nursery = Nursery("rewards.no_such_module")
+    with pytest.raises(RewardError, match="twice"):
+        verifier.verify(*ALGEBRA)
+    verifier.close()
+
+
+def test_a_worker_that_cannot_start_in_time_is_an_error_not_a_0() -> None:
+    verifier = MathVerifier(timeout_s=1e-6)
+    verifier._reader.nursery.start()
+    pool = verifier._reader
+    with pytest.raises(TimeoutError):
+        pool.take(time.monotonic())
+    verifier.close()
 
 
 def _in_thread(verifier: MathVerifier, response: str, gold: str) -> Score:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -122,6 +123,33 @@ def test_a_resumed_loop_goes_on_at_its_position() -> None:
     policy, steps = _run(1, start=3)
     assert policy.trained[0][0] == 10 + 12
     assert [s.number for s in steps] == [4, 5]
+
+
+def test_groups_are_shaped_for_the_step_that_trains_on_them() -> None:
+    rollouts, steps = FakeRollouts(), []
+
+    def shape(step: int, group: Group) -> Group:
+        score = Score(total=10.0 * step)
+        return replace(group, episodes=tuple(replace(e, score=score) for e in group.episodes))
+
+    async def on_step(step: Step) -> None:
+        steps.append(step)
+
+    config = TrainConfig(
+        steps=3,
+        rollout=RolloutConfig(groups_per_step=4, samples_per_group=2),
+        objective=ObjectiveConfig(minibatches=2),
+    )
+    loop = Loop(
+        config,
+        rollouts=rollouts,
+        policy=FakePolicy(rollouts),
+        task_at=_task,
+        ptx_at=lambda step: [],
+        shape=shape,
+    )
+    asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
+    assert [step.metrics["reward/mean"] for step in steps] == [0.0, 10.0, 20.0]
 
 
 def test_the_first_error_of_a_part_ends_the_loop_as_it_is() -> None:

@@ -1,18 +1,29 @@
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from rewards.task import TaskKind
 from rl.config import RolloutConfig
 from rl.curriculum import temperature_at
 from rl.errors import BadInput
 from rl.recipe import RECIPES, from_run, load_recipe, to_yaml
+from rollout.tasks import Split, TaskStream
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_loads(path: Path) -> None:
     assert load_recipe(path.stem, []).name == path.stem
     assert load_recipe(str(path), []) == load_recipe(path.stem, [])
+
+
+def test_the_quickstart_trains_on_mathematics_and_on_programs() -> None:
+    stream = TaskStream(load_recipe("quickstart", []).tasks, Split.train)
+    assert stream.kinds == {TaskKind.math, TaskKind.code}
+    tasks = [stream.at(position) for position in range(340)]
+    assert Counter(task.tags[0] for task in tasks if task.kind is TaskKind.code) == {"programs": 40}
+    assert {task.token_budget for task in tasks} == {64}
 
 
 def test_overrides_and_yaml_round_trip(tmp_path: Path) -> None:

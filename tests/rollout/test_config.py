@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from rollout.config import FamilyConfig, Source, TasksConfig
+from rewards.task import TaskKind
+from rollout.config import FamilyConfig, Source, TasksConfig, TokenBudgets
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,8 @@ from rollout.config import FamilyConfig, Source, TasksConfig
         ({"path": "x.jsonl"}, r"path is for files"),
         ({"source": Source.gsm8k}, r"path is missing: source gsm8k"),
         ({"source": Source.gsm8k, "path": "x", "options": {"a": 1}}, r"options are for"),
+        ({"source": Source.code}, r"path is missing: source code"),
+        ({"source": Source.programs, "path": "x.jsonl"}, r"source programs generates"),
     ],
 )
 def test_a_family_refuses(values: dict[str, Any], message: str) -> None:
@@ -29,3 +32,12 @@ def test_tasks_refuse_what_is_no_percentage(percent: int) -> None:
         ValueError, match=rf"held_out_percent must lie in \[0, 100\], got {percent}"
     ):
         TasksConfig(held_out_percent=percent)
+
+
+def test_default_budgets_of_every_kind() -> None:
+    budgets = {kind.value: TokenBudgets().of(kind) for kind in TaskKind}
+    assert budgets == {
+        "math": 16384, "code": 16384, "instructions": 4096, "open": 4096, "agent": 32768,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"tasks\.token_budgets\.code must be at least 1, got 0"):
+        TokenBudgets(code=0)

@@ -12,11 +12,17 @@ import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
+from rewards.config import RepetitionConfig
+from rewards.repetition import RepetitionDetector
 from rollout.config import Dtype, EngineConfig
 from rollout.engine import Engine
 from rollout.episode import Completion, StopReason
 from rollout.errors import EngineError
 
+# What this model says nearly greedily breaks the rule within 160 tokens; at temperature 0.3, never.
+RULE = RepetitionConfig(
+    ngram=4, ngram_times=3, window=256, period=32, period_times=3, min_tokens=32
+)
 # Mean and 99th percentile of |difference| in nats between engine and fp32 reference. In bfloat16 a
 # token near a tie between two experts may be routed otherwise: rare, but then off by any amount;
 # the bounds are about twice what was measured.
@@ -31,7 +37,7 @@ def dtype(request: pytest.FixtureRequest) -> Dtype:
 @pytest.fixture(scope="module")
 def engine(dtype: Dtype, checkpoints, runner: asyncio.Runner) -> Iterator[Engine]:
     config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=32, kv_cache_bytes=1 << 26)
-    engine = runner.run(Engine.start(config, checkpoints[0], version=7))
+    engine = runner.run(Engine.start(config, checkpoints[0], version=7, repetition=RULE))
     yield engine
     runner.run(engine.shutdown())
 
@@ -100,6 +106,38 @@ def test_generated_logprobs_are_tempered(
     for each in drawn:
         assert each.temperature == temperature
         assert each.versions == [7] * len(each.token_ids)
+
+
+def test_a_completion_that_goes_in_circles_is_stopped(
+    engine, dtype, runner, checkpoints, sequences, reference
+):
+    async def generate(temperature: float) -> list[Completion]:
+        draws = (
+            engine.draw(prompt, max_tokens=200, temperature=temperature) for prompt in sequences[:6]
+        )
+        return await asyncio.gather(*draws)
+
+    drawn = runner.run(generate(0.01))
+    looped = [c for c in drawn if c.stop_reason is StopReason.repetition]
+    assert len(looped) >= 3
+    for each in drawn:
+        assert RepetitionDetector(RULE).feed(each.token_ids) == (each in looped)
+        assert len(each.token_ids) == len(each.logprobs) == len(each.versions)
+        assert set(each.versions) == {7}
+    assert min(len(each.token_ids) for each in looped) < 200
+    if dtype is Dtype.float32:  # at temperature 0.01 a rounding of bfloat16 is nats
+        expected = reference(checkpoints[0], scored(looped), torch.float32, 0.01)
+        agree([c.logprobs for c in looped], tails(expected, looped), dtype)
+    assert runner.run(engine.generate([1], samples=1, max_tokens=4, temperature=1.0))
+
+
+def test_long_completions_come_in_pieces_and_stay_whole(
+    engine, dtype, runner, checkpoints, reference
+):
+    drawn = runner.run(engine.generate([5, 6, 7], samples=6, max_tokens=200, temperature=1.0))
+    assert max(len(each.token_ids) for each in drawn) > 64
+    expected = reference(checkpoints[0], scored(drawn), getattr(torch, dtype.value), 1.0)
+    agree([c.logprobs for c in drawn], tails(expected, drawn), dtype)
 
 
 def test_end_of_turn_is_part_of_the_completion(engine, dtype, runner, checkpoints):

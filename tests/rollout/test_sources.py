@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from rewards.task import TaskKind
 from rollout.config import FamilyConfig, Source, TasksConfig
-from rollout.sources import DataError, JsonLines, expand, open_source
+from rollout.problem import DataError
+from rollout.sources import JsonLines, expand, open_source
 from rollout.tasks import Split, TaskStream
 
 GSM8K = {"question": "2 pens cost $3 each?", "answer": "2*3=$<<2*3=6>>6.\nIn all.\n#### 1,006"}
@@ -16,6 +18,34 @@ DEEPMATH = {
     ),
     "ground_truth": "1/2",
     "difficulty": "4.5",
+}
+
+MBPP = {
+    "content": "Add.",
+    "test_list": ["assert add(1, 2) == 3"],
+    "labels": {"test_setup_code": "import math"},
+    "canonical_solution": "def add(a, b):\r\n    return a + b\r\n",
+}
+SCRIPT = """
+def check(a):
+    return add(a, 1)
+
+assert check(1) == 2
+"""
+IFBENCH = {
+    "prompt": "Say hello.",
+    "instruction_id_list": ["count:numbers"],
+    "kwargs": [{"N": 3, "keyword": None}],
+}
+TASK = {
+    "id": "sums/train/3",
+    "kind": "math",
+    "messages": [{"role": "user", "content": "1+1?\nBox it."}],
+    "reference": "2",
+    "token_budget": 48,
+    "solution": None,
+    "tags": ["sums", "easy"],
+    "question": "1+1?",
 }
 
 
@@ -43,6 +73,67 @@ def test_deepmath(tmp_path: Path) -> None:
     assert (second.messages[0].content, second.reference) == ("1+1?", "2")
 
 
+@pytest.mark.parametrize(
+    ("row", "reference"),
+    [
+        ({"tests": ["assert f() == 1"]}, {"tests": ["assert f() == 1"]}),
+        (
+            {"cases": [{"stdin": "1", "stdout": "2"}], "language": "cpp"},
+            {"cases": [{"stdin": "1", "stdout": "2"}], "language": "cpp"},
+        ),
+        (
+            {"test": json.dumps([{"input": {"stdin": "1"}, "output": {"stdout": "2"}}])},
+            {"cases": [{"stdin": "1", "stdout": "2"}]},
+        ),
+        (
+            {"test": SCRIPT},
+            {"tests": [SCRIPT]},
+        ),
+        (
+            {"calls": [{"function": "f", "args": [1], "expected": 2}], "setup": "x = 1"},
+            {"calls": [{"function": "f", "args": [1], "expected": 2}], "setup": "x = 1"},
+        ),
+    ],
+    ids=["tests", "cases", "code_contests", "script", "calls"],
+)
+def test_code_rows_of_every_shape(
+    tmp_path: Path, row: dict[str, object], reference: dict[str, object]
+) -> None:
+    source = JsonLines(_file(tmp_path, [{"question": "Write it.", **row}], Source.code))
+    problem = source.problem(0)
+    assert (problem.kind, problem.worked) == (TaskKind.code, None)
+    assert json.loads(problem.reference) == reference
+
+
+def test_a_code_row_with_a_solution(tmp_path: Path) -> None:
+    problem = JsonLines(_file(tmp_path, [MBPP], Source.code)).problem(0)
+    assert problem.question == "Add."
+    assert json.loads(problem.reference) == {
+        "tests": ["assert add(1, 2) == 3"],
+        "setup": "import math",
+    }
+    assert problem.worked == "```python\ndef add(a, b):\n    return a + b\n```"
+
+
+def test_instructions(tmp_path: Path) -> None:
+    problem = JsonLines(_file(tmp_path, [IFBENCH], Source.instructions)).problem(0)
+    assert (problem.kind, problem.question) == (TaskKind.instructions, "Say hello.")
+    assert json.loads(problem.reference) == {
+        "instruction_id_list": ["count:numbers"],
+        "kwargs": [{"N": 3}],
+    }
+
+
+def test_whole_tasks(tmp_path: Path) -> None:
+    config = TasksConfig(families=[_file(tmp_path, [TASK], Source.tasks)], held_out_percent=0)
+    task = TaskStream(config, Split.train).at(0)
+    assert task.id == "words/train/0"
+    assert task.messages[0].content == "1+1?\nBox it."
+    assert (task.kind, task.reference, task.token_budget) == (TaskKind.math, "2", 48)
+    assert task.tags == ("words", "sums", "easy")
+    assert JsonLines(config.families[0]).problem(0).question == "1+1?"
+
+
 def test_gzip_the_data_folder_and_the_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +148,16 @@ def test_gzip_the_data_folder_and_the_instruction(
     assert JsonLines(family).problem(0).messages[0].content == "2 pens cost $3 each?\nBox it."
     monkeypatch.delenv("TEMPER_DATA")
     assert expand("${TEMPER_DATA}/x") == Path("../shared/data/x")
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    row = {"question": "One\u2028line\x85of\x0cmany.", "answer": "#### 1"}
+    text = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{text}\r\n{text}\n".encode())
+    family = FamilyConfig(source=Source.gsm8k, name="w", path=str(tmp_path / "rows.jsonl"))
+    source = JsonLines(family)
+    assert source.size == 2
+    assert source.problem(1).question == row["question"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +179,58 @@ def test_a_bad_row_is_named(tmp_path: Path, source: Source, row: object, message
     good = GSM8K if source is Source.gsm8k else DEEPMATH
     with pytest.raises(DataError, match=rf"rows\.jsonl, {message}"):
         JsonLines(_file(tmp_path, [good, row, good], source))
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "message"),
+    [
+        (Source.code, {"content": ""}, "key 'content' is missing or empty"),
+        (Source.code, {"test_list": []}, "the row has no tests: give it one of the keys tests,"),
+        (Source.code, {"test_list": "assert"}, "key 'test_list' must be a list"),
+        (Source.code, {"test_list": None, "test": "assert f("}, "key 'test': test 1 is no Python"),
+        (Source.code, {"test_list": None, "test": "x = 1"}, "key 'test': the tests hold no assert"),
+        (Source.code, {"test_list": None, "test": [{"input": 3}]}, "key 'test' must list"),
+        (Source.code, {"language": "cobol"}, "key 'test_list': unknown language 'cobol'"),
+        (Source.instructions, {"instruction_id_list": []}, "key 'instruction_id_list': instr"),
+        (Source.instructions, {"instruction_id_list": ["count:num"]}, "key .*unknown instruction"),
+        (Source.instructions, {"kwargs": {"N": 3}}, "key .*kwargs must be a list of 1"),
+        (Source.tasks, {"kind": "maths"}, "key 'kind' must be one of math, code"),
+        (Source.tasks, {"messages": None}, "key 'messages'"),
+        (Source.tasks, {"token_budget": 0}, "key 'token_budget'"),
+        (Source.tasks, {"tags": "sums"}, "key 'tags'"),
+        (Source.tasks, {"kind": "code"}, "key 'reference': the reference of a code task"),
+        (Source.tasks, {"reference": None}, "key 'reference' is missing"),
+    ],
+)
+def test_a_bad_row_of_every_shape_is_named(
+    tmp_path: Path, source: Source, change: dict[str, object], message: str
+) -> None:
+    good = {Source.code: MBPP, Source.instructions: IFBENCH, Source.tasks: TASK}[source]
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: {message}"):
+        JsonLines(_file(tmp_path, [good, {**good, **change}], source))
+
+
+def test_an_open_task_needs_no_reference(tmp_path: Path) -> None:
+    row = {"kind": "open", "messages": TASK["messages"], "reference": ""}
+    config = TasksConfig(families=[_file(tmp_path, [row], Source.tasks)], held_out_percent=0)
+    task = TaskStream(config, Split.train).at(0)
+    assert (task.kind, task.reference, task.token_budget) == (TaskKind.open, "", 4096)
+
+
+def test_rows_with_unreadable_golds_are_left_out_and_counted(tmp_path: Path) -> None:
+    golds = ["1/2", r"(\ker g)^*", "Yes", r"\frac{\pi}{4}", r"I \otimes I"]
+    rows: list[object] = [{"prompt": f"q{n}", "ground_truth": g} for n, g in enumerate(golds)]
+    family = _file(tmp_path, rows, Source.deepmath)
+    source = JsonLines(family)
+    assert source.size == 3
+    assert [source.problem(n).question for n in range(3)] == ["q0", "q2", "q3"]
+    stream = TaskStream(TasksConfig(families=[family], held_out_percent=0), Split.train)
+    assert stream.notes == [
+        "families[words]: 2 of 5 rows are left out, as their gold answers cannot be read: "
+        f"{tmp_path}/rows.jsonl, lines 2, 5"
+    ]
+    with pytest.raises(DataError, match=r"holds no rows: .* \(families\[words\]: 1 of 1 rows"):
+        JsonLines(_file(tmp_path, rows[1:2], Source.deepmath))
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
+import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from rewards.math_answer import quick_verdict
-from rollout.config import FamilyConfig, TasksConfig
-from rollout.sources import TERSE_ONLY, DataError
+from rewards.task import TaskKind
+from rollout.config import FamilyConfig, Source, TasksConfig, TokenBudgets
+from rollout.problem import DataError
+from rollout.sources import TERSE_ONLY
 from rollout.tasks import CYCLE, Split, TaskStream, corpus
 from rollout.worked import WRITERS, boxed
 
@@ -105,6 +108,15 @@ def test_no_question_is_both_trained_on_and_tested() -> None:
     assert not trained & set(tested)
 
 
+def test_other_families_may_be_tested_on() -> None:
+    config = TasksConfig(families=[_family("gcd")], test_families=[_family("products")])
+    assert TaskStream(config, Split.train).at(0).tags == ("gcd",)
+    held_out = TaskStream(config, Split.held_out)
+    same = TaskStream(TasksConfig(families=[_family("products")]), Split.held_out)
+    assert [held_out.at(n) for n in range(9)] == [same.at(n) for n in range(9)]
+    assert "gcd" not in {tag for n in range(9) for tag in held_out.at(n).tags}
+
+
 def test_a_small_family_runs_out_of_held_out_questions() -> None:
     stream = TaskStream(TasksConfig(families=[_family("products")]), Split.held_out)
     with pytest.raises(DataError, match=r"families\[products\] has no more distinct held-out"):
@@ -128,3 +140,24 @@ def test_corpus_holds_questions_and_worked_solutions() -> None:
     texts = list(corpus(_mixture(), 10))
     assert len(texts) == 20
     assert all("=" in text and r"\boxed{" in text for text in texts[1::2])
+
+
+def test_programs_are_code_tasks_with_a_share_of_careless_solutions() -> None:
+    family = FamilyConfig(source=Source.programs, name="programs", worked_share=0.5)
+    tasks = list(map(TaskStream(TasksConfig(families=[family]), Split.train).at, range(400)))
+    assert {task.kind for task in tasks} == {TaskKind.code}
+    assert all(len(json.loads(task.reference)["tests"]) == 4 for task in tasks)
+    needed = sum("(" in (task.solution or "").partition("return")[2] for task in tasks)
+    assert 40 < needed < 110  # 3 in 8 programs need parentheses, and half of those have them
+
+
+def test_a_budget_is_the_familys_or_that_of_the_kind() -> None:
+    families = [
+        _family("gcd"),
+        _family("gcd", token_budget=5),
+        FamilyConfig(source=Source.programs, name="programs"),
+    ]
+    config = TasksConfig(families=families, token_budgets=TokenBudgets(math=64, code=48))
+    assert [task.token_budget for task in map(TaskStream(config, Split.train).at, range(3))] == [
+        64, 5, 48,
+    ]  # fmt: skip
