@@ -18,11 +18,12 @@ from rewards.programs.cases import Runner
 from rewards.programs.evaluate import Evaluator, is_plain
 from rewards.programs.languages import Language, find_language
 from rewards.programs.program import find_program
-from rewards.programs.reference import CodeReference, parse_reference
+from rewards.programs.reference import SETUP, CodeReference, parse_reference
 from rewards.programs.relay import next_verdict, send_tests
 from rewards.programs.session import LATE, Process, ProgramError, Session, payload, start_process
 from rewards.sandbox import Sandbox
 from rewards.sandbox_config import CodeConfig
+from rewards.sandbox_process import Deadline
 from rewards.score import Score
 
 __all__ = ["CodeVerifier", "parse_reference"]
@@ -138,10 +139,9 @@ class CodeVerifier:
                 return
 
     def _plain(self, program: str, tests: CodeReference, deadline: float) -> Verdicts:
-        deadline = min(deadline, time.monotonic() + self._config.wall_s)
         with self._start("candidate") as process:
             process.greet()
-            session = Session(process, deadline)
+            session = Session(process, self._patience(deadline))
             try:
                 session.load(program, tests.helpers)
             except ProgramError as error:
@@ -150,27 +150,31 @@ class CodeVerifier:
             evaluator = Evaluator(session, tests.targets)
             failed: dict[int, str] = {}
             for step in tests.steps:
-                problem = failed.get(step.entry, "") or evaluator.problem(step.node)
+                problem = failed.get(step.entry, "") or failed.get(SETUP, "")
+                problem = problem or evaluator.problem(step.node)
                 if step.is_test:
                     yield step.source, problem
                 elif problem:
                     failed[step.entry] = problem
 
     def _relayed(self, program: str, tests: CodeReference, deadline: float) -> Verdicts:
-        deadline = min(deadline, time.monotonic() + self._config.wall_s)
         name = "the program"
         with self._start("candidate") as process, self._start(*TESTER) as tester:
             process.greet()
             tester.greet()
+            patience = self._patience(deadline)
             try:
-                Session(process, deadline).load(program, tests.helpers)
-                send_tests(tester, tests, deadline)
+                Session(process, patience).load(program, tests.helpers)
+                send_tests(tester, tests, patience)
                 for step in tests.steps:
                     if step.is_test:
                         name = step.source
-                        yield name, next_verdict(tester, process, deadline)
+                        yield name, next_verdict(tester, process, patience)
             except ProgramError as error:
                 yield name, error.why
+
+    def _patience(self, deadline: float) -> Deadline:
+        return Deadline(min(deadline, time.monotonic() + self._config.wall_s), deadline)
 
     def _start(self, *modules: str) -> Process:
         config = self._config
@@ -179,7 +183,7 @@ class CodeVerifier:
             payload("values", *modules),
             config.timeout_s,
             config.output_mb << 20,
-            config.packages,
+            self._box().packages,
         )
 
     def _box(self) -> Sandbox:

@@ -8,11 +8,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from rewards.budget import LENGTH_PART, PART, REPETITION_PART
 from rewards.sandbox_config import CodeConfig
 from rewards.task import TaskKind
 
 VERIFIERS = (TaskKind.math.value, TaskKind.code.value, TaskKind.instructions.value)
 """Rewards that need no plug-in; each is the default of the task kind of its name."""
+
+TAKEN = (PART, REPETITION_PART, LENGTH_PART, "mean", "mixed_groups", "slow")
+"""Parts of a score, and metrics beside them, that no plug-in may be called."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -125,9 +129,9 @@ class RewardsConfig:
     def __post_init__(self) -> None:
         """Fill in the default mixture; refuse what cannot be scored or rewards running over."""
         _check_penalty(self.over_budget_reward, "rewards.over_budget_reward")
-        for name in ("math_timeout_s", "slow_s"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"rewards.{name} must be positive, got {getattr(self, name)}")
+        for name, value in (("math_timeout_s", self.math_timeout_s), ("slow_s", self.slow_s)):
+            if not 0.0 < value < math.inf:
+                raise ValueError(f"rewards.{name} must be positive, got {value}")
         _at_least(self.workers, 1, "rewards.workers")
         _at_least(self.concurrency, 1, "rewards.concurrency")
         given = {kind: _checked(kind, rewards) for kind, rewards in self.mixture.items()}
@@ -163,6 +167,8 @@ def _checked(kind: str, rewards: Mapping[str, Any]) -> dict[str, float]:
     absolute = {_absolute(reward): float(weight) for reward, weight in rewards.items()}
     names = list(part_names(absolute).values())
     for name in names:
+        if name in TAKEN:
+            raise ValueError(f"{where}: {name!r} is a name of ours: rename the function")
         if names.count(name) > 1:
             raise ValueError(f"{where} has two rewards called {name!r}: rename a function")
     return absolute

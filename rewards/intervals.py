@@ -32,10 +32,13 @@ def rate(count: int, of: int) -> Rate:
     """Wilson's 95 % score interval (Wilson 1927); of nothing it is [0, 1]."""
     if of == 0:
         return Rate(count=0, of=0, low=0.0, high=1.0)
-    share = count / of
+    low, high = wilson(count / of, of)
+    return Rate(count=count, of=of, low=low, high=high)
+
+
+def wilson(share: float, of: int) -> tuple[float, float]:
+    """The ends of Wilson's 95 % score interval for a share of `of` independent draws."""
     scale = 1 + Z95**2 / of
     centre = (share + Z95**2 / (2 * of)) / scale
     half = Z95 * math.sqrt(share * (1 - share) / of + Z95**2 / (4 * of**2)) / scale
-    low = 0.0 if count == 0 else centre - half
-    high = 1.0 if count == of else centre + half
-    return Rate(count=count, of=of, low=low, high=high)
+    return (centre - half if share > 0.0 else 0.0), (centre + half if share < 1.0 else 1.0)

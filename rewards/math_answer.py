@@ -7,6 +7,7 @@ math-verify about the few golds that our grammar does not read.
 """
 
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rewards.errors import RewardError
 from rewards.mathematics.compare import NoAlgebra, Undecided, same
 from rewards.mathematics.forms import Kind, read_form, read_gold
 from rewards.mathematics.pool import Nursery, Worker
-from rewards.mathematics.text import boxes, choice, final_answers, normal, words
+from rewards.mathematics.text import boxes, choice, final_answers, normal, wording, words
 from rewards.score import Score
 
 PART = "math"
@@ -23,6 +24,8 @@ MOST_CHARACTERS = 2000  # of an answer that is worth reading
 MOST_ANSWERS = 16  # that may say the same in one response
 START_S = 120.0  # for math-verify to be imported on a busy machine, while tasks are loaded
 GRACE_S = 0.8  # what a call may take beyond its limit
+_ENDLESS = re.compile(r"(\.[0-9]{3,400})?\.\.+[ .$]*$")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
 STARVED = 0.25  # of the limit: a late worker that had less of a processor was not slow itself
 
 
@@ -137,9 +140,9 @@ class _Pool:
         self._owner = os.getpid()
 
     def take(self, deadline: float) -> Worker:
+        if self._owner != os.getpid():  # a fork: not its workers, and a thread may hold the lock
+            self._lock, self._idle, self._owner = threading.Lock(), [], os.getpid()
         with self._lock:
-            if self._owner != os.getpid():  # a fork of the scoring process: not its workers
-                self._idle, self._owner = [], os.getpid()
             while self._idle:
                 worker = self._idle.pop()
                 if worker.alive():
@@ -206,6 +209,8 @@ def _judge_all(answers: Sequence[str], gold: str) -> Score | list[str]:
 
 def _equal(answer: str, gold: str) -> bool | None:
     """Whether they are equal as far as it takes no algebra, else None."""
+    if _endless(answer) and not _endless(gold):
+        return False
     if normal(answer) == normal(gold):
         return True
     letters = choice(answer), choice(gold)
@@ -213,6 +218,8 @@ def _equal(answer: str, gold: str) -> bool | None:
         return letters[0] == letters[1]
     form = read_gold(gold)
     if form is None:
+        if _WORD.search(gold) and wording(answer) == wording(gold):
+            return True
         return False if letters[1] else None
     if form.kind is Kind.words:
         return (words(answer) or words(rf"\text{{{answer}}}")) == form.text
@@ -222,6 +229,12 @@ def _equal(answer: str, gold: str) -> bool | None:
         return None
     except Exception:  # the answer is untrusted: whatever it breaks, it is not the gold
         return False
+
+
+def _endless(text: str) -> bool:
+    """Whether it goes on: `1, 2, ...` is no list of two. But 0.333333... is a decimal."""
+    match = _ENDLESS.search(text)
+    return match is not None and not match.group(1)
 
 
 def _content(reference: str) -> str:

@@ -6,7 +6,6 @@ def short(task, transcript):
 """
 
 import hashlib
-import importlib.util
 import inspect
 import math
 import numbers
@@ -32,12 +31,10 @@ class Plugin:
         """
         self._spec = spec
         path, _, name = spec.rpartition(":")
-        module = _module(Path(path), spec)
-        function = vars(module).get(name)
-        if not callable(function):
-            raise ValueError(f"reward {spec}: the file defines no function {name!r}")
-        if inspect.iscoroutinefunction(function):
-            raise ValueError(f"reward {spec}: async is not supported, write a plain def")
+        try:
+            function = load_function(Path(path), name)
+        except ValueError as error:
+            raise ValueError(f"reward {spec}: {error}") from error
         self._function: Callable[[Task, Transcript], object] = function
 
     def score(self, task: Task, transcript: Transcript) -> Score | None:
@@ -53,17 +50,14 @@ class Plugin:
             raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
         if value is None:
             return None
-        if isinstance(value, Score):
-            score = value
-        elif isinstance(value, numbers.Real):
-            score = Score(total=float(value))
-        else:
+        total, why = (value.total, str(value.why)) if isinstance(value, Score) else (value, "")
+        if not isinstance(total, numbers.Real):
             raise RewardError(
-                f"{where}: returned {type(value).__name__}, not a float, a Score or None"
+                f"{where}: returned {type(total).__name__}, not a float, a Score or None"
             )
-        if not math.isfinite(score.total):
-            raise RewardError(f"{where}: returned {score.total}")
-        return score
+        if not math.isfinite(total):
+            raise RewardError(f"{where}: returned {total}")
+        return Score(total=float(total), why=why)
 
 
 def load_plugins(config: RewardsConfig) -> dict[str, Plugin]:
@@ -72,17 +66,27 @@ def load_plugins(config: RewardsConfig) -> dict[str, Plugin]:
     return {name: Plugin(name) for name in sorted(names) if is_plugin(name)}
 
 
-def _module(path: Path, spec: str) -> ModuleType:
+def load_function(path: Path, name: str) -> Callable[..., object]:
+    """The function of a Python file, which is run as it is now: no cache of it is read or written.
+
+    Raises:
+        ValueError: no such file or function, a file that fails, or a function that is `async`.
+    """
     if not path.is_file():
-        raise ValueError(f"reward {spec}: no such file")
-    name = f"temper_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # where dataclasses and pickle look for it
+        raise ValueError("no such file")
+    module = ModuleType(f"temper_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     try:
-        found.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise ValueError(f"reward {spec}: {type(error).__name__}: {error}") from error
-    return module
+        del sys.modules[module.__name__]
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    function = vars(module).get(name)
+    if not callable(function):
+        here = filter(inspect.isfunction, vars(module).values())
+        known = ", ".join(each.__name__ for each in here if each.__module__ == module.__name__)
+        raise ValueError(f"the file defines no function {name!r}; it has {known or 'none'}")
+    if inspect.iscoroutinefunction(function):
+        raise ValueError("async is not supported, write a plain def")
+    return function

@@ -11,12 +11,13 @@ from typing import BinaryIO, cast
 
 from rewards.errors import RewardError
 from rewards.math_answer import MathVerifier
-from rewards.rows import RowError, lines_of, read_row, report_bad_rows
+from rewards.rows import MOST_REPORTED, RowError, lines_of, read_row, report_bad_rows
 from rewards.scoring import ScoringPool
 from rewards.task import TaskKind
 from rewards.verdict import ScorerSpec, Trouble, Verdict
 
 READING_TIMEOUT_S = 60.0  # of a gold answer
+FEW_CRASHES, CRASHED_SHARE = 3, 0.01  # rows, and their share, up to which a run is sound
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all; the latter is 0 while the file is being read."""
@@ -33,7 +34,7 @@ class Verification:
     partial: int = 0  # between 0 and 1
     zero: int = 0  # of these, some may be late, crashed or text_only
     late: int = 0
-    crashed: int = 0
+    crashed: int = 0  # the verifier raised, which it never should
     text_only: int = 0
     score_sum: float = 0.0
     workers: int = 1
@@ -43,6 +44,12 @@ class Verification:
     bad: dict[int, str] = field(default_factory=dict)  # unreadable rows left out, by line
     golds_as_text: list[int] = field(default_factory=list)  # lines whose gold cannot be read
     unscored: dict[int, str] = field(default_factory=dict)  # rows left out while scoring, by line
+    crashes: dict[int, str] = field(default_factory=dict)  # the first ten, by line
+
+    @property
+    def broken(self) -> bool:
+        """The verifier failed on more than a few rows: their zeros say nothing of the responses."""
+        return self.crashed > max(FEW_CRASHES, CRASHED_SHARE * self.scored)
 
     @property
     def mean(self) -> float:
@@ -67,7 +74,10 @@ class Verification:
         self.partial += 0.0 < verdict.score < 1.0
         self.zero += verdict.score <= 0.0
         self.late += verdict.trouble is Trouble.late
-        self.crashed += verdict.trouble is Trouble.crashed
+        if verdict.trouble is Trouble.crashed:
+            self.crashed += 1
+            if len(self.crashes) < MOST_REPORTED:
+                self.crashes[verdict.number] = verdict.why
         self.text_only += verdict.trouble is Trouble.text_only
 
 
@@ -135,6 +145,9 @@ def _read_all(source: Path, kind: TaskKind, counted: Verification, progress: Pro
 def _check_out(source: Path, out: Path) -> None:
     if out.exists() and not out.is_file():
         raise RowError(f"cannot write {out}: it is not a regular file")
+    link = out.readlink() if out.is_symlink() else out  # /dev/stdout is one
+    if any(Path("/proc") in path.parents for path in (link, out.parent.resolve() / out.name)):
+        raise RowError(f"cannot write {out}: it is open already; name a file that can be replaced")
     if not out.parent.is_dir():
         raise RowError(f"cannot write {out}: there is no folder {out.parent}")
     if source.exists() and out.exists() and source.samefile(out):

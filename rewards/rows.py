@@ -69,7 +69,8 @@ def lines_of(path: Path) -> Iterator[Line]:
                     yield Line(number, raw)
     except (OSError, EOFError, zlib.error) as error:
         said = getattr(error, "strerror", None) or error
-        raise RowError(f"cannot read {path} after line {number}: {said}") from error
+        where = f" after line {number}" if number else ""
+        raise RowError(f"cannot read {path}{where}: {said}") from error
 
 
 def read_row(kind: TaskKind, raw: bytes) -> Row:
@@ -200,6 +201,7 @@ def _list(record: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _code_reference(record: Mapping[str, Any]) -> str:
+    record = {key: value for key, value in record.items() if value is not None}  # as in tables
     given = [key for key in _CODE_TESTS if key in record]
     if len(given) != 1:
         found = " and ".join(f'"{key}"' for key in given) or "none"

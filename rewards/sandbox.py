@@ -33,6 +33,7 @@ from rewards.sandbox_seccomp import sealed_file, seccomp_program
 
 START_TIMEOUT_S = 30.0
 OPEN_FILES = 256
+_PACKAGES = "/packages"  # inside
 INSTALL = (
     "install it (apt-get install bubblewrap) and allow user namespaces (sysctl "
     "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in "
@@ -71,6 +72,11 @@ class Sandbox:
         if problem is not None:
             self.isolated = False
             _warn(f"untrusted code runs WITHOUT a sandbox: {problem}")
+
+    @property
+    def packages(self) -> str:
+        """Where programs find the packages that they may import; empty without any."""
+        return _PACKAGES if self.isolated and self._config.packages else self._config.packages
 
     def describe(self) -> str:
         """For a person: what programs run under."""
@@ -213,7 +219,7 @@ class Sandbox:
         disk, cpu = config.disk_mb << 20, max(1, round(launch.cpu_s + 0.499))
         memory = (config.memory_mb << 20) * (2 if self._groups.memory else 1)  # the group counts
         limits = {
-            resource.RLIMIT_CPU: (cpu, cpu + 1),
+            resource.RLIMIT_CPU: (cpu, cpu),  # process 1 of a namespace does not heed the soft one
             resource.RLIMIT_DATA: (memory, memory),
             resource.RLIMIT_FSIZE: (disk, disk),
             resource.RLIMIT_NOFILE: (OPEN_FILES, OPEN_FILES),
@@ -256,10 +262,13 @@ def _prefix() -> Path:
 
 
 def _namespaces() -> list[str]:
+    """The program is the first process of its namespace: bubblewrap's own would outlive bubblewrap
+    and stay behind as a zombie wherever process 1 of the machine does not reap."""
     return [
         "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-        "--unshare-cgroup-try", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox",
-        "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
+        "--unshare-cgroup-try", "--as-pid-1", "--uid", "1000", "--gid", "1000",
+        "--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+        "--clearenv",
         "--setenv", "PATH", SYSTEM_PATH, "--setenv", "HOME", "/tmp",
         "--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", "/tmp",
     ]  # fmt: skip
@@ -279,7 +288,7 @@ def _mounts(config: CodeConfig) -> list[str]:
     if not _python().is_relative_to("/usr"):
         arguments += ["--ro-bind", str(_prefix()), "/python"]
     if config.packages:
-        arguments += ["--ro-bind", config.packages, "/packages"]
+        arguments += ["--ro-bind", str(Path(config.packages).resolve()), _PACKAGES]
     size = str(config.disk_mb << 20)
     return [
         *arguments, "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm",

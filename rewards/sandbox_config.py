@@ -53,5 +53,6 @@ class CodeConfig:
 
     @property
     def wall_s(self) -> float:
-        """Wall seconds of one process: generous, so that a busy machine punishes nobody."""
+        """Wall seconds of one process that sleeps or waits; one that wants to run has until
+        `program_timeout_s`, so that a busy machine punishes nobody."""
         return min(3.0 * self.timeout_s + 5.0, self.program_timeout_s)

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewards.sandbox_cgroup import Group
@@ -16,7 +17,17 @@ from rewards.sandbox_cgroup import Group
 END_TIMEOUT_S = 10.0
 REAP_TIMEOUT_S = 2.0
 WATCH_EVERY_S = 0.01
+STEP_S = 0.1  # between looks at a program that is past its soft deadline
 _EXIT = re.compile(rb'"exit-code": *([0-9]+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """On the monotonic clock. A busy machine is no fault of a program: one that wants to run has
+    until `hard`, one that sleeps or waits until `soft`."""
+
+    soft: float
+    hard: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class Sandboxed:
         self._folder = folder
         self._status: bytes | None = None
         self._stopped = False
+        self._watcher: threading.Thread | None = None
+        self._ended = threading.Event()  # for the watcher
 
     def __enter__(self) -> "Sandboxed":
         """Itself."""
@@ -84,24 +97,45 @@ class Sandboxed:
         """Whether it ended in time."""
         return readable(self._handle, timeout_s)
 
+    def patiently(self, ready: Callable[[float], bool], deadline: Deadline) -> bool:
+        """Whether `ready(SECONDS)` comes true before the deadline."""
+        if ready(deadline.soft - time.monotonic()):
+            return True
+        while time.monotonic() < deadline.hard:
+            if ready(STEP_S):
+                return True
+            if not self._wants_to_run():
+                return False
+        return False
+
+    def _wants_to_run(self) -> bool:
+        """Whether it is running, or waits for nothing but a core; its CPU time is bounded."""
+        pid = self.pid if self.namespace is None else self.namespace.pid
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("R", "D")
+        except (OSError, IndexError):
+            return False
+
     def watch(self, most_processes: int) -> None:
         """Kill it when it has more processes: where the kernel does not count them for us."""
         assert self.namespace is not None
-        threading.Thread(
+        self._watcher = threading.Thread(
             target=self._watch, args=(self.namespace, most_processes), daemon=True
-        ).start()
+        )
+        self._watcher.start()
 
     def _watch(self, namespace: Namespace, most_processes: int) -> None:
         folder = f"/proc/{namespace.pid}/root/proc"  # theirs: it shows this namespace only
-        while not self._stopped:
+        while not self._ended.wait(WATCH_EVERY_S):
             with contextlib.suppress(OSError):
                 began = not _unread(namespace.gate)  # before, it still sees our own /proc
                 if began and sum(map(str.isdigit, os.listdir(folder))) > most_processes:
                     _signal(namespace)
-            time.sleep(WATCH_EVERY_S)
 
     def exit_status(self) -> int | None:
-        """Of a program that ended, as a shell counts it; None if it could not even begin."""
+        """Of a program that ended, as a shell counts it; None if it could not even begin, or if
+        bubblewrap was killed: no fault of the program."""
         if self.namespace is not None:
             return self._exit_status(self.namespace)
         code = self._process.wait()
@@ -116,6 +150,8 @@ class Sandboxed:
             self._status = text
         if found := _EXIT.search(self._status):
             return int(found[1])
+        if self._process.returncode < 0 and not self._stopped:
+            return None  # bubblewrap was killed, which nothing inside can do
         return None if _unread(namespace.gate) else 128 + signal.SIGKILL
 
     def stdout(self, most_bytes: int) -> bytes:
@@ -133,6 +169,9 @@ class Sandboxed:
         if self._stopped:
             return
         self._stopped = True
+        if self._watcher is not None:  # before its descriptors are closed, and become another's
+            self._ended.set()
+            self._watcher.join()
         self._kill()
         os.close(self._handle)
         if self.namespace is not None:

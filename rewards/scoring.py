@@ -2,7 +2,8 @@
 
 A worker (`rewards.scoring_worker`) is a fresh Python process in a session of its own, so a script
 without a main guard may use this too. It is killed with its whole process group when it is late
-and replaced when it dies; the rows it had not answered go to others.
+and replaced when it dies; the rows it had not answered go to others. It ends with the thread that
+uses the pool.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ class ScoringPool:
         self._spec = spec
         keeps_limit = spec.reward is None and spec.kind is not TaskKind.instructions
         self._limit_s = spec.timeout_s + (OWN_LIMIT_GRACE_S if keeps_limit else GRACE_S)
-        self._workers = [_Worker(spec) for _ in range(workers)]
+        self._workers = [_Worker(spec, self._limit_s) for _ in range(workers)]
         self._again: deque[_Job] = deque()  # of workers that were lost
         self._failed_starts = 0  # one after another
 
@@ -122,7 +123,7 @@ class ScoringPool:
         found: list[tuple[int, Verdict]] = []
         for key, _ in events:
             worker = cast(_Worker, key.data)
-            alive = worker.receive(found, self._limit_s)
+            alive = worker.receive(found)
             if not alive:
                 found += self._lost(worker)
         for worker in busy:
@@ -175,8 +176,8 @@ class _Job:
 class _Worker:
     """One process of `rewards.scoring_worker` and the rows it has not answered."""
 
-    def __init__(self, spec: ScorerSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: ScorerSpec, limit_s: float) -> None:
+        self._spec, self._limit_s = spec, limit_s
         self._process: subprocess.Popen[bytes] | None = None
         self._received = bytearray()
         self.jobs: deque[_Job] = deque()
@@ -206,12 +207,12 @@ class _Worker:
         if self.ready:
             self._send_jobs()
 
-    def receive(self, found: list[tuple[int, Verdict]], limit_s: float) -> bool:
+    def receive(self, found: list[tuple[int, Verdict]]) -> bool:
         """Read what is there into `found`; False: the process is gone."""
         chunk = os.read(self.pipe.fileno(), 1 << 20)
         self._received += chunk
         while (message := self._next_frame()) is not _NOTHING:
-            self.deadline = time.monotonic() + limit_s
+            self.deadline = time.monotonic() + self._limit_s
             if isinstance(message, Verdict):
                 found.append((self.jobs.popleft().index, message))
             elif isinstance(message, NotStarted):
@@ -265,7 +266,9 @@ class _Worker:
         self._send(self._spec)
 
     def _send_jobs(self) -> None:
-        self._given = (len(self.jobs), time.monotonic())
+        now = time.monotonic()
+        self._given = (len(self.jobs), now)
+        self.deadline = now + self._limit_s  # it may have been idle for long
         self._send([job.line for job in self.jobs])
 
     def _send(self, message: object) -> None:

@@ -5,6 +5,7 @@ then a `Verdict` for every line as soon as it is known, so that the parent sees 
 scored and for how long.
 """
 
+import ctypes
 import os
 import queue
 import signal
@@ -17,6 +18,7 @@ from rewards import instructions
 from rewards.code_tests import CodeVerifier
 from rewards.errors import RewardError
 from rewards.math_answer import MathVerifier, UnreadableGold
+from rewards.mathematics.nursery import PR_SET_PDEATHSIG
 from rewards.plugin import Plugin
 from rewards.rows import Line, Row, RowError, read_row, scored_line
 from rewards.sandbox import check_sandbox
@@ -83,24 +85,32 @@ def score_line(spec: ScorerSpec, scorer: Scorer, line: Line) -> Verdict:
 
 
 def main() -> None:
-    """Work until told to stop; if the parent dies, end with all processes of this group."""
+    """Work until told to stop; if the parent dies, end with all processes of this group.
+
+    The thread that reads notices the end of the parent, unless a plug-in lets no thread run: `re`
+    does not, but it lets signals be handled, and the kernel sends one.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     frames, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)  # the pipe is ours alone, whatever a plug-in prints
-    spec: ScorerSpec = read_frame(frames)
+    try:
+        spec: ScorerSpec = read_frame(frames)
+    except EOFError:
+        return _end()
     try:
         scorer, close = make_scorer(spec)
     except (ValueError, RewardError) as error:
         bad_input = isinstance(error, ValueError)
-        write_frame(out, NotStarted(message=str(error), bad_input=bad_input))
-        return
-    write_frame(out, None)
+        return _say(out, NotStarted(message=str(error), bad_input=bad_input))
+    _say(out, None)
     chunks: queue.SimpleQueue[list[Line] | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(frames, chunks), daemon=True).start()
     while (chunk := chunks.get()) is not None:
         for line in chunk:
-            write_frame(out, score_line(spec, scorer, line))
+            _say(out, score_line(spec, scorer, line))
     close()
     os._exit(0)  # not waiting for the thread that reads
 
@@ -122,7 +132,18 @@ def _receive(frames: BinaryIO, chunks: "queue.SimpleQueue[list[Line] | None]") -
         while True:
             chunks.put(read_frame(frames))
     except (EOFError, OSError):
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        _end()
+
+
+def _say(out: BinaryIO, message: object) -> None:
+    try:
+        write_frame(out, message)
+    except OSError:
+        _end()
+
+
+def _end(*_: object) -> None:
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _episode(kind: TaskKind, row: Row) -> tuple[Task, Transcript]:

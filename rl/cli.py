@@ -304,10 +304,20 @@ def verify(
     ends the command (exit code 1). Either way OUT is not written. With --skip-bad-rows both are
     left out of OUT and counted. A gold answer that is no mathematics we know ("the group $S_4$ or
     a quotient of it") is answered by its own text only; such golds are counted.
+
+    Rows on which the verifier itself fails score 0 and are named. If they are more than 3 and more
+    than 1 %, OUT is written, but the exit code is 1.
     """
     from rewards.recorded import verify_file
     from rewards.task import TaskKind
-    from rl.verify import print_verification, scorer_spec, scoring, verification_json, worker_count
+    from rl.verify import (
+        print_verification,
+        scorer_spec,
+        scoring,
+        verification_json,
+        warn_of_crashes,
+        worker_count,
+    )
 
     spec = scorer_spec(TaskKind(kind.value), timeout)
     processes = worker_count(spec.kind, workers)
@@ -324,6 +334,9 @@ def verify(
         typer.echo(verification_json(done))
     else:
         print_verification(done, source, Console())
+    warn_of_crashes(done, source, Console(stderr=True))
+    if done.broken:
+        raise SystemExit(1)
 
 
 @eval_reward.command("verifier")
@@ -440,11 +453,12 @@ def _exit_code(error: Exception) -> int | None:
         return 1
     from model.formats import CheckpointError  # loads torch
     from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
+    from rollout.sampler import GroupAborted
     from rollout.sources import DataError
 
     if isinstance(error, CheckpointError | DataError):
         return 2
-    known = EngineError | StaleWeightsError | WeightUpdateError
+    known = EngineError | GroupAborted | StaleWeightsError | WeightUpdateError
     return 1 if isinstance(error, known) else None
 
 

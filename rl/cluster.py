@@ -312,6 +312,7 @@ class Cluster:
         ]
         self._learners: list[ActorHandle] = []
         self._rollouts: list[ActorHandle] = []
+        self._asked: dict[int, asyncio.Task[Any]] = {}  # slow rewards, by judge: not answered yet
 
     async def check_rewards(self, kinds: Collection[TaskKind]) -> None:
         """Raise `RewardError` if a reward worker cannot score tasks of these kinds."""
@@ -374,10 +375,17 @@ class Cluster:
         return RemoteRollouts(workers)
 
     async def slow_rewards(self) -> list[SlowReward]:
-        """Rewards that are unusually slow, each named once."""
-        asked = [asyncio.create_task(_quietly(judge.slow.remote())) for judge in self.judges]
-        done, _ = await asyncio.wait(asked, timeout=SLOW_ANSWER_S)
-        return [slow for answer in done for slow in answer.result() or []]
+        """Rewards that are unusually slow, each named once.
+
+        A judge that does not answer in time, as when a plug-in lets no other thread run, is not
+        asked again before it has: an answer that nobody hears would be lost.
+        """
+        for place, judge in enumerate(self.judges):
+            if place not in self._asked:
+                self._asked[place] = asyncio.create_task(_quietly(judge.slow.remote()))
+        done, _ = await asyncio.wait(self._asked.values(), timeout=SLOW_ANSWER_S)
+        answered = [place for place, asked in self._asked.items() if asked in done]
+        return [slow for place in answered for slow in self._asked.pop(place).result() or []]
 
     async def shutdown(self) -> None:
         """Let every part put its things away, then leave Ray (and stop it, if started here)."""

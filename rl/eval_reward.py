@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rewards.preference.page import render_page
 from rewards.preference.recorded_scores import join_scores
 from rewards.preference.records import Preferences, ProblemKind, Shape
 from rewards.preference.report import JudgeReport, make_report
-from rl.errors import BadInput
+from rl.errors import BadInput, bad_input
 
 RESULT, PAGE, JUDGEMENTS = "result.json", "report.html", "judgements.jsonl"
 
@@ -88,15 +87,6 @@ def compare_results(first: Path, second: Path) -> JudgeComparison:
     """Two judges by their `result.json`. Raises BadInput for files that are none."""
     with bad_input():
         return compare_judges(read_result(first), read_result(second))
-
-
-@contextmanager
-def bad_input() -> Iterator[None]:
-    """What is wrong with the user's files and names, as such."""
-    try:
-        yield
-    except ValueError as error:
-        raise BadInput(str(error)) from error
 
 
 def _with_scores(source: Preferences, what: Evaluation) -> Preferences:

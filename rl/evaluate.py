@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rewards.intervals import wilson
 from rewards.task import Task
 from rollout.episode import Episode, Group
-
-Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
 class Sampler(Protocol):
@@ -42,10 +41,8 @@ def pass_rate(success: Sequence[float]) -> PassRate:
     """
     count = len(success)
     mean = sum(success) / count
-    scale = 1 + Z95**2 / count
-    centre = (mean + Z95**2 / (2 * count)) / scale
-    half = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count**2)) / scale
-    return PassRate(value=mean, low=max(centre - half, 0.0), high=centre + half, tasks=count)
+    low, high = wilson(mean, count)
+    return PassRate(value=mean, low=low, high=high, tasks=count)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

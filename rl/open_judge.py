@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from rewards.preference.endpoint import Endpoint, EndpointJudge
 from rewards.preference.judges import FunctionJudge, Judge
-from rl.errors import BadInput
-from rl.eval_reward import bad_input
+from rl.errors import BadInput, bad_input
 
 ANSWER_TOKENS = 2048  # of an endpoint: reasoning and verdict
 ASKS, ORDERS = ("comparison", "score"), ("both", "first")
@@ -32,7 +31,7 @@ class JudgeOptions:
 def read_options(settings: Sequence[str]) -> JudgeOptions:
     """Options from KEY=VALUE. Raises `BadInput`, naming the nearest key."""
     options = JudgeOptions()
-    known = {field.name: type(getattr(options, field.name)) for field in fields(JudgeOptions)}
+    known = {name: type(value) for name, value in asdict(options).items()}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in known:

@@ -7,12 +7,13 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from rewards.plugin import load_plugins
 from rewards.task import Task, TaskKind
 from rl.checkpoint import latest_checkpoint
 from rl.cluster import Cluster
@@ -28,7 +29,7 @@ from rl.difficulty import (
     shares,
     with_guesses,
 )
-from rl.errors import BadInput, RunFailed
+from rl.errors import BadInput, RunFailed, bad_input
 from rl.evaluate import Sampler
 from rl.profile_files import ProfileFiles
 from rl.progress import Display
@@ -109,6 +110,8 @@ def profile_tasks(
 
     A recipe without a checkpoint is measured after its supervised start, which is made first.
     """
+    with bad_input():
+        load_plugins(config.rewards)  # reward workers do it again, minutes later
     if config.policy.path is None:
         if config.sft is None:
             raise BadInput(
@@ -197,6 +200,11 @@ class _Job:
             "temperature": self._temperature,
             "asked_samples": settings.samples,
             "keep": list(settings.keep),
+            "rewards": config.rewards.mixture,
+            "budgets": [
+                *asdict(config.tasks.token_budgets).values(),
+                *(family.token_budget for family in config.tasks.families),
+            ],
         }
 
     def run(self, chosen: Sequence[Candidate]) -> list[TaskProfile]:
@@ -221,6 +229,7 @@ class _Job:
         assert whole is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
         try:
+            await cluster.check_rewards({each.task.kind for each in missing})
             sampler = await cluster.place_rollouts(self._checkpoint, seed=self._config.seed)
             self._display.say(f"{len(missing)} tasks, {self._settings.samples} samples each")
             slots = asyncio.Semaphore(UNDER_WAY)

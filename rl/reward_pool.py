@@ -103,14 +103,13 @@ class RewardPool:
     async def _call(self, worker: int, batch: list[_Waiting], quick: bool) -> None:
         try:
             scores = await self._scores(worker, [waiting.item for waiting in batch])
+            for waiting, score in zip(batch, scores, strict=True):
+                if not waiting.result.done():
+                    waiting.result.set_result(score)
         except Exception as error:  # whoever waits raises it
             for waiting in batch:
                 if not waiting.result.done():
                     waiting.result.set_exception(error)
-        else:
-            for waiting, score in zip(batch, scores, strict=True):
-                if not waiting.result.done():
-                    waiting.result.set_result(score)
         finally:
             self._under_way[worker] -= len(batch)
             if quick:

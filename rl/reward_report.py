@@ -74,10 +74,7 @@ def print_hacks(report: HackReport, console: Console) -> None:
         width = 3 if vertical else len(name) + 2
         table.add_column(header, justify="right", vertical="bottom", width=width)
     for family in sorted(families, key=lambda name: name != RIGHT):
-        row = [cells.get((family, name)) for name in types]
-        table.add_row(
-            family, *("" if c is None else str(c.failed) if c.failed else "·" for c in row)
-        )
+        table.add_row(family, *(_cell(cells.get((family, name))) for name in types))
     console.print(table)
     tried = sum(cell.tried for cell in report.cells if cell.family != RIGHT)
     right = sum(cell.tried for cell in report.cells if cell.family == RIGHT)

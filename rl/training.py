@@ -18,7 +18,7 @@ from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
 from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
 from rl.config import SftConfig, TrainConfig
-from rl.errors import BadInput
+from rl.errors import BadInput, bad_input
 from rl.evaluate import PassRate, Sampler, evaluate
 from rl.learner_spec import LearnerSpec
 from rl.length import LengthRecorder, LengthShaping
@@ -43,10 +43,8 @@ class Training:
         """Open the run folder, and find or make the model to start from."""
         self.config = config
         self.display = display
-        try:
+        with bad_input():
             load_plugins(config.rewards)  # reward workers do it again, minutes later
-        except ValueError as error:
-            raise BadInput(str(error)) from error
         self.folder = open_run(config)
         self.tasks = TaskStream(config.tasks, Split.train)
         self.held_out = TaskStream(config.tasks, Split.held_out)

@@ -1,31 +1,30 @@
 """A verifier as a judge: rows of preference data need a "reference"."""
 
-from rewards import instructions
-from rewards.code_tests import CodeVerifier
-from rewards.math_answer import MathVerifier
 from rewards.preference.judges import Judge, Question, VerifierJudge
 from rewards.preference.records import prompt_text
-from rewards.sandbox_config import CodeConfig
+from rewards.rows import Row
+from rewards.scoring_worker import make_scorer
 from rewards.task import TaskKind
 from rl.errors import BadInput
+from rl.verify import TIMEOUT_S, scorer_spec
 
 
 def open_verifier(kind: str) -> Judge:
-    """The verifier of a task kind, with its default limits. Raises `BadInput` for others."""
-    if kind == TaskKind.math:
-        math = MathVerifier()
-        return VerifierJudge(kind, lambda q, gold: math.verify(_text(q), gold).total, math.close)
-    if kind == TaskKind.code:
-        code = CodeVerifier(CodeConfig())
-        return VerifierJudge(kind, lambda q, gold: code.verify(_text(q), gold).total, code.close)
-    if kind == TaskKind.instructions:
-        return VerifierJudge(
-            kind,
-            lambda q, gold: instructions.verify(_text(q), prompt_text(q.prompt), gold).total,
-            lambda: None,
-        )
-    raise BadInput(f"--judge verifier:{kind}: known are math, code and instructions")
+    """The verifier of a task kind, with the limits of `temper verify`.
 
+    Raises:
+        BadInput: a kind that has none.
+        RewardError: code, where no sandbox can run.
+    """
+    if kind not in TIMEOUT_S:
+        raise BadInput(f"--judge verifier:{kind}: known are math, code and instructions")
+    score, close = make_scorer(scorer_spec(TaskKind(kind), None))
 
-def _text(question: Question) -> str:
-    return question.responses[0]
+    def verify(question: Question, reference: str) -> float:
+        (response,) = question.responses
+        prompt = prompt_text(question.prompt)
+        verdict = score(Row(response=response, reference=reference, prompt=prompt, record={}))
+        assert verdict is not None, "a verifier applies to every row"
+        return verdict.total
+
+    return VerifierJudge(kind, verify, close)

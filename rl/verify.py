@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -92,7 +93,7 @@ def print_verification(done: Verification, source: Path, console: Console) -> No
             f"line {lines}{more}",
             highlight=False,
         )
-    table = Table(title=f"{done.kind}: {source.name}", title_justify="left")
+    table = Table(title=f"{done.kind}: {escape(source.name)}", title_justify="left")
     for column in ("", "rows", "share"):
         table.add_column(column, justify="left" if not column else "right")
     counts = {
@@ -117,10 +118,23 @@ def print_verification(done: Verification, source: Path, console: Console) -> No
     )
 
 
+def warn_of_crashes(done: Verification, source: Path, console: Console) -> None:
+    """Name rows on which the verifier itself failed, if there are any."""
+    if not done.crashes:
+        return
+    console.print(report_bad_rows(source, done.crashes), highlight=False, markup=False)
+    console.print(
+        f"WARNING: the verifier failed on {done.crashed} of {done.scored} rows, which score 0: a "
+        "mistake of ours",
+        style="bold red",
+        highlight=False,
+    )
+
+
 def verification_json(done: Verification) -> str:
     """The counts as one JSON object."""
-    numbers = {**asdict(done), "mean": done.mean, "rows_per_second": done.rows_per_second}
-    return json.dumps(numbers)
+    more = {"mean": done.mean, "rows_per_second": done.rows_per_second, "broken": done.broken}
+    return json.dumps({**asdict(done), **more})
 
 
 def _bar(console: Console) -> Progress:

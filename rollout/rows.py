@@ -111,13 +111,14 @@ def task_problem(row: Row, instruction: str) -> Problem:
         raise DataError("key 'token_budget' must be a positive whole number")
     if not isinstance(tags, list) or not isinstance(solution, str | None):
         raise DataError("key 'tags' must be a list, and 'solution' a text")
+    question = str(row.get("question") or messages[-1].content)  # the same for any instruction
     if instruction:
         *earlier, last = messages
         messages = (*earlier, *user_turn(last.content, instruction))
     return Problem(
         kind=kind,
         messages=messages,
-        question=str(row.get("question") or messages[-1].content),
+        question=question,
         reference=_checked(kind, reference, "reference"),
         worked=solution,
         token_budget=budget,

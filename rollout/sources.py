@@ -159,14 +159,16 @@ class JsonLines:
                 if not isinstance(row, dict):
                     raise DataError("the row is no JSON object: write one object per line")
                 rows[number] = read_row(row, family.instruction)
-            except (DataError, json.JSONDecodeError, RecursionError) as error:
+                _check_text(rows[number])
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
         golds = sorted({row.reference for row in rows.values() if row.kind is TaskKind.math})
         bad = unreadable(tuple(golds))
         left_out = [
             n for n, row in rows.items() if row.kind is TaskKind.math and row.reference in bad
         ]
-        self._problems = [row for number, row in rows.items() if number not in left_out]
+        unusable = frozenset(left_out)
+        self._problems = [row for number, row in rows.items() if number not in unusable]
         self.size: int | None = len(self._problems)
         self.note = ""
         if left_out:
@@ -230,6 +232,15 @@ def _hash(*words: str) -> int:
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _check_text(problem: Problem) -> None:
+    texts = [*(message.content for message in problem.messages), problem.question]
+    texts += [problem.reference, problem.worked or "", *problem.tags]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:  # no tokenizer takes it
+        raise DataError(r"a text holds half of a surrogate pair (\ud800 to \udfff)") from error
 
 
 def _lines(path: Path) -> list[str]:

@@ -105,8 +105,11 @@ def _hedged(gold: Gold, box: Box) -> dict[str, list[str]]:
     families = {
         "false equation": [box(f"{miss} = {right}"), box(f"{right} = {miss}")],
         "approximation chain": [box(rf"{right} \approx {miss}"), box(rf"{miss} \approx {right}")],
-        "negated": [box(rf"\neq {right}"), box(rf"\text{{not }} {right}")],
-    }
+        "negated": [
+            box(rf"\neq {right}"), box(rf"\text{{not }} {right}"), box(rf"x \not= {right}"),
+            box(rf"\text{{wrong}} = {right}"), box(rf"\lnot x = {right}"),
+        ],
+    }  # fmt: skip
     if gold.numeric:
         families["plus-minus"] = [box(rf"\pm {right}"), box(rf"{right} \pm 1")]
         families["inequality"] = [box(rf"\geq {right}"), box(f"x > {right}"), box(f"x < {right}")]

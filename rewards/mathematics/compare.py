@@ -10,6 +10,7 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Protocol
 
+from rewards.mathematics.clock import same_time
 from rewards.mathematics.expression import Node, Unreadable, constant, negative, read_expression
 from rewards.mathematics.forms import Form, Kind
 from rewards.mathematics.text import Number, normal, number, same_number
@@ -23,6 +24,8 @@ UNEVALUATED = (
 )  # fmt: skip
 """Operators that restate a question; an answer may hold one only if the gold answer does."""
 
+_CONSTANT = re.compile(r"\+ ?C$")
+_LETTER_C = re.compile(r"(?<![A-Za-z\\])c(?![A-Za-z])")
 _BASED = re.compile(r"([0-9]+)_\{?[0-9]{1,2}\}?")
 _UNORDERED = frozenset([Kind.listing, Kind.set, Kind.union])
 _VECTOR = frozenset(["()", "[]"])
@@ -83,13 +86,30 @@ def same(gold: Form, answer: Form, algebra: Algebra) -> bool:
     if Kind.ratio in (gold.kind, answer.kind):
         return _same_ratio(gold, answer, algebra)
     if gold.kind is Kind.time and answer.kind is Kind.time:
-        return gold.text == answer.text and _same_half(gold.mark, answer.mark)
+        return same_time(gold, answer)
+    if Kind.residue in (gold.kind, answer.kind):
+        return _same_residue(gold, answer, algebra)
     return _same_shape(gold, answer) and _same_items(gold, answer, algebra)
 
 
-def _same_half(gold: str, answer: str) -> bool:
-    """`pm` may be left out, like a unit."""
-    return gold == answer or not gold or not answer
+def _same_residue(gold: Form, answer: Form, algebra: Algebra) -> bool:
+    r"""`3 \pmod 7` is `10 \pmod 7`, and answers a gold 3; `3 \bmod 7` is a question restated."""
+    if gold.kind is answer.kind:
+        values = [number(form.items[0].text) for form in (gold, answer)]
+        if gold.text != answer.text:
+            return False
+        if values[0] and values[1]:
+            return (values[0].value - values[1].value) % int(gold.text) == 0
+        return same(gold.items[0], answer.items[0], algebra)
+    residue, plain = (gold, answer) if gold.kind is Kind.residue else (answer, gold)
+    found = number(residue.items[0].text)
+    if plain.kind is not Kind.leaf or found is None or (residue is answer and residue.mark):
+        return False
+    if not 0 <= found.value < int(residue.text):
+        return False
+    if residue is gold:
+        return same(gold.items[0], answer, algebra)
+    return same(gold, answer.items[0], algebra)
 
 
 def _named(form: Form, name: str) -> Form:
@@ -112,24 +132,39 @@ def _same_shape(gold: Form, answer: Form) -> bool:
 
 def _same_items(gold: Form, answer: Form, algebra: Algebra) -> bool:
     return len(gold.items) == len(answer.items) and all(
-        same(left, right, algebra) for left, right in zip(gold.items, answer.items, strict=True)
+        _same_part(left, right, algebra)
+        for left, right in zip(_in_order(gold), _in_order(answer), strict=True)
     )
+
+
+def _same_part(gold: Form, answer: Form, algebra: Algebra) -> bool:
+    r"""Like `same`, but `\frac{6}{2}` is 3: in a tuple it is no question restated."""
+    if gold.kind is Kind.leaf and answer.kind is Kind.leaf and answer.text.find("frac") >= 0:
+        left, right = number(gold.text), number(answer.text)
+        if left and right and not left.percent and not right.percent and left.value == right.value:
+            return not gold.name or not answer.name or _same_name(gold.name, answer.name)
+    return same(gold, answer, algebra)
 
 
 def _same_collection(gold: Form, answer: Form, algebra: Algebra) -> bool:
     """Lists, sets and unions in any order. One element alone stands for its set."""
     if Kind.tuple in (gold.kind, answer.kind) and not _interval_like(gold, answer):
         tuple_, other = (gold, answer) if gold.kind is Kind.tuple else (answer, gold)
-        ordered = other.kind is Kind.listing and tuple_.mark == "()"
-        return ordered and _same_items(_anonymous(gold), _anonymous(answer), algebra)
+        point = tuple_.mark == "()" and (not tuple_.name or tuple_.name.startswith("("))
+        if not point or other.kind is not Kind.listing or other.mark == "or":
+            return False
+        return _same_items(_anonymous(gold), _anonymous(answer), algebra)
+    if answer.mark == "system" and gold.name and not _indexed(gold.name, answer):
+        return False
     if Kind.empty in (gold.kind, answer.kind) or {gold.kind, answer.kind} == {Kind.set, Kind.union}:
         return False
     left = gold.items if gold.kind in _UNORDERED else (gold,)
     right = list(answer.items if answer.kind in _UNORDERED else (answer,))
     if len(left) != len(right):
         return False
+    compare = _same_part if len(left) > 1 else same
     for item in left:
-        place = next((i for i, each in enumerate(right) if same(item, each, algebra)), None)
+        place = next((i for i, each in enumerate(right) if compare(item, each, algebra)), None)
         if place is None:
             return False
         right.pop(place)
@@ -142,9 +177,22 @@ def _interval_like(gold: Form, answer: Form) -> bool:
     return len(other.items) == 1
 
 
+def _indexed(name: str, system: Form) -> bool:
+    """Whether all are values of one unknown: `x_1 = 2, x_2 = 3`."""
+    bases = {item.name.partition("_")[0] for item in system.items}
+    return bases == {name.partition("_")[0]}
+
+
 def _anonymous(form: Form) -> Form:
-    """Without the names of a system's values: `x = 1, y = 2` answers `(1, 2)`."""
-    return Form(kind=form.kind, items=tuple(_named(item, "") for item in form.items))
+    """Without the names of a system's values: `y = 2, x = 1` answers `(1, 2)`."""
+    return Form(kind=form.kind, items=tuple(_named(item, "") for item in _in_order(form)))
+
+
+def _in_order(form: Form) -> tuple[Form, ...]:
+    """The items; x before y before z if they are so named."""
+    if len(form.items) > 1 and all(item.name in ("x", "y", "z") for item in form.items):
+        return tuple(sorted(form.items, key=lambda item: item.name))
+    return form.items
 
 
 def _same_ratio(gold: Form, answer: Form, algebra: Algebra) -> bool:
@@ -208,8 +256,8 @@ def _residual(form: Form) -> tuple[Node, str] | None:
 
 def _same_leaf(gold: Measure, answer: Measure, algebra: Algebra) -> bool:
     factor = conversion(gold.unit, answer.unit)
-    if factor is None:
-        return False
+    if factor is None or (r"\pi" in gold.body and gold.unit != answer.unit == "degree"):
+        return False  # an angle of pi is in radians, unless the gold says otherwise
     factor *= Fraction(answer.scale, gold.scale)
     if factor == 1 and normal(gold.body) == normal(answer.body):
         return True
@@ -232,6 +280,12 @@ def _same_expression(gold: str, answer: str, algebra: Algebra) -> bool:
     based = _BASED.fullmatch(normal(gold))
     if based and answer.isascii() and answer.isdigit():
         return answer == based.group(1)  # the base, like a unit, may be left out
+    if (
+        _CONSTANT.search(gold)
+        and re.search(r"\+ ?c$", answer)
+        and len(_LETTER_C.findall(answer)) == 1
+    ):
+        answer = answer[:-1] + "C"  # of integration
     exact, rounded = read_expression(gold), number(answer)
     if rounded is not None and rounded.decimals and not names_of(exact):
         return algebra.rounds(exact, rounded) or algebra.equal(exact, constant(rounded.value))

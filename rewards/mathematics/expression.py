@@ -41,6 +41,7 @@ _TOKEN = re.compile(r"\s*(\\[A-Za-z]+|\\.|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[A-Za-z]|
 _MIXED = re.compile(
     r"\s*\\frac\s*(?:\{\s*([0-9]{1,9})\s*\}|([0-9]))\s*(?:\{\s*([0-9]{1,9})\s*\}|([0-9]))"
 )
+_TEXT_BEFORE = re.compile(r"\\(?:text|textbf|textrm|mathrm|mbox)\s*$")
 _DIGITS = frozenset("0123456789")
 _DIGIT = re.compile(r"\s*([0-9])")
 _STOPS = frozenset(["+", "-", ")", "]", "}", ",", r"\rfloor", r"\rceil", r"\}", ""])
@@ -169,7 +170,9 @@ class _Parser:
 
     def after_group(self) -> bool:
         """Whether brackets have just closed: `(n+1)2^n` is a product, `2 4` is none."""
-        return self._text[: self._place].rstrip().endswith((")", "}", "|"))
+        before = self._text[: self._place].rstrip()
+        words = before.endswith("}") and _TEXT_BEFORE.search(before[: before.rfind("{")][-12:])
+        return not words and before.endswith((")", "}", "|"))
 
     def signed(self, depth: int, sign: int) -> Node:
         node = self.factor(depth)
@@ -354,6 +357,7 @@ class _Parser:
             return self.named(f"{macro} {self.take()}", depth)
         end = self._text.find("}", self._place)
         inner = "".join(self._text[self._place : end].split())
+        inner = {r"\imath": "i", r"\jmath": "j"}.get(inner, inner)
         if end < 0 or not re.fullmatch(r"\\?[A-Za-z]*[0-9]?", inner):
             raise Unreadable("more than a letter in a font")
         self._place = end + 1

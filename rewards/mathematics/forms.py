@@ -1,13 +1,24 @@
 r"""Reads the shape of an answer: list, set, interval, matrix, equation, words, expression."""
 
 import re
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import lru_cache
 
+from rewards.mathematics.clock import clock
 from rewards.mathematics.expression import Unreadable, read_expression
+from rewards.mathematics.form import Form, Kind, is_infinite, leaf
+from rewards.mathematics.names import is_name, name_of
+from rewards.mathematics.real_sets import (
+    complement,
+    intersection,
+    is_inequality,
+    punctured,
+    reals,
+    within,
+    without_all,
+)
 from rewards.mathematics.text import clean, normal, number, words
-from rewards.mathematics.units import NOTHING, Measure, measure
+from rewards.mathematics.units import measure
 from rewards.mathematics.values import names_of
 
 MOST_DEPTH = 6
@@ -30,6 +41,20 @@ _RELATIONS = frozenset(
 )  # fmt: skip
 _UNIONS = frozenset([r"\cup"])
 _DIFFERENCES = frozenset([r"\setminus", r"\backslash", r"\cap"])
+_MINUS_SET = re.compile(r"\\mathbb\s*\{\s*R\s*\}\s*-\s*(?=\\\{)")
+_ABSOLUTE = re.compile(r"\|[a-z]\|")
+_MODULUS = re.compile(
+    r"(.*[^\s\\])\s*(?:\\(?:p|b)?mod(?![A-Za-z])\s*\{?\s*([0-9]+)\s*\}?"
+    r"|\(\s*(?:\\?(?:text|mathrm)?\{?\s*\\?b?mod\s*\}?)\s*([0-9]+)\s*\))",
+    re.DOTALL,
+)
+_CONDITION = re.compile(
+    r"^\s*,?\s*(?:\\(?:text|mathrm)\s*\{\s*(?:if|for|when)\s*\}|if|for|when)(?![A-Za-z])"
+)
+_TRANSPOSED = re.compile(
+    r"(.*[)\]}])\s*\^\s*\{?\s*(?:\\(?:mathrm|mathsf|text)\{)?(?:T|\\top|\\intercal)\s*\}{0,2}",
+    re.DOTALL,
+)
 _FONTS = frozenset([r"\mathbf", r"\boldsymbol", r"\bm", r"\textbf", r"\mathrm", r"\text"])
 _MATRICES = frozenset(["pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array"])
 _LABEL = re.compile(
@@ -38,56 +63,17 @@ _LABEL = re.compile(
     r"(?=[^A-Za-z\s])",
     re.IGNORECASE,
 )
-_NAME_PARTS = re.compile(
-    r"_\{[^{}]*\}|_\\?\w|\^\{-1\}|\^\{?\\prime\}?|'|\\(?:text|mathrm)\{[^{}]*\}"
+_TITLE = re.compile(r"^\\text(?:bf|it|rm)?\{\s*([A-Za-z][A-Za-z ]{2,40})\s*[:=]\s*\}\s*(?=\S)")
+_DECLARED = re.compile(
+    r"\s*(?:[,;(]|\\text\s*\{[ ,;]*(?:for|where|with)?[a-z ]*\})"
+    r"\s*([kmn])\s*\\in\s*\\mathbb\s*\{?\s*Z\s*\}?\s*\)?[. ]*$"
 )
-_NAME = re.compile(
-    r"(?:m?\\(?:angle|triangle)(?![A-Za-z]))?(?:\\(?!(?:frac|sqrt|pi|infty|int|sum|prod|lim|log|ln|binom"
-    r"|emptyset|pm|mp)(?![A-Za-z]))[A-Za-z]+(?![A-Za-z])|[A-Za-z+|{}\[\]-])+(?:\([A-Za-z0-9,\\]*\))?"
-)
-_TUPLE_NAME = re.compile(r"\([A-Za-z](?:,[A-Za-z])+\)")
-_SLOPE = re.compile(r"\\frac\{[A-Za-z\\]{1,9}\}\{[A-Za-z\\]{1,9}\}")
-_TIME = re.compile(
-    r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE
-)
+_MODULUS_WORD = re.compile(r"\\text\s*\{\s*\(?mod\s*\}?\s*([0-9]+)\s*(?:\)\s*\}?|\})$")
 _ANY_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mbox)\s*\{([^{}]*)\}")
 _FRENCH = {"][": ("(", ")"), "[[": ("[", ")"), "]]": ("(", "]")}
 _INFINITY = {"infinity": r"\infty", "positive infinity": r"\infty", "negative infinity": r"-\infty"}
 _EMPTY = frozenset(["empty set", "null set", "no solution", "no solutions"])
 _REALS = frozenset(["all real numbers", "all reals", "real numbers"])
-
-
-class Kind(StrEnum):
-    """What an answer is."""
-
-    leaf = "leaf"
-    words = "words"
-    listing = "listing"
-    set = "set"
-    union = "union"
-    tuple = "tuple"
-    matrix = "matrix"
-    ratio = "ratio"
-    time = "time"
-    chain = "chain"
-    relation = "relation"
-    empty = "empty"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    r"""An answer's shape.
-
-    Example: `x \in [0, \infty)` is a tuple with mark "[)" of two leaves, named "x"; `x = 5` is a
-    leaf named "x"; `1 < 2` is a relation with mark "<".
-    """
-
-    kind: Kind
-    text: str = ""  # of words and leaves
-    items: tuple["Form", ...] = ()
-    mark: str = ""  # brackets, operator, or size
-    name: str = ""  # what it is said to be the value of
-    measure: Measure = NOTHING  # of a leaf
 
 
 @lru_cache(maxsize=4096)
@@ -103,62 +89,51 @@ def read_gold(text: str) -> Form | None:
 
 def read_form(text: str) -> Form:
     """The form of an answer. Raises `Unreadable` for more depth or items than answers have."""
-    text = text.strip()
+    text = _TITLE.sub(r"\\text{\1} = ", text.strip())
     said = words(text)
     if said is not None:
         return _spoken(said)
     spoken = _ANY_TEXT.fullmatch(text)  # \text{10 years}
     text = clean(spoken.group(1) if spoken else text)
     label = _LABEL.match(text)
-    return _read(text[label.end() :] if label else text, 0)
+    return _read(_undeclared(text[label.end() :] if label else text), 0)
+
+
+def _undeclared(text: str) -> str:
+    r"""Without `, k \in \mathbb{Z}` behind what k occurs in."""
+    match = _DECLARED.search(text)
+    used = match and re.search(rf"(?<![A-Za-z]){match.group(1)}(?![A-Za-z])", text[: match.start()])
+    return text[: match.start()] if match and used else text
 
 
 def _spoken(said: str) -> Form:
     if said in _INFINITY:
-        return _leaf(_INFINITY[said])
+        return leaf(_INFINITY[said])
     if said in _EMPTY:
         return Form(kind=Kind.empty)
     if said in _REALS:
-        return _reals()
+        return reals()
     return Form(kind=Kind.words, text=said)
 
 
 def _check(form: Form) -> None:
     """Raise `Unreadable` unless every leaf is an expression."""
-    if form.kind is Kind.leaf and number(form.measure.body) is None and not _infinite(form.text):
+    if form.kind is Kind.leaf and number(form.measure.body) is None and not is_infinite(form.text):
         read_expression(form.measure.body)
     for item in form.items:
         _check(item)
 
 
-def _infinite(text: str) -> bool:
-    return normal(text).lstrip("+-") == r"\infty"
-
-
-def _reals() -> Form:
-    ends = (_leaf(r"-\infty"), _leaf(r"\infty"))
-    return Form(kind=Kind.tuple, items=ends, mark="()")
-
-
-def _leaf(text: str) -> Form:
-    cut = measure(text)
-    if cut is None:
-        raise Unreadable("words that are no unit")
-    if cut.unit == "" and _infinite(cut.body):
-        cut = Measure(body=normal(cut.body).removeprefix("+"))
-    return Form(kind=Kind.leaf, text=text, measure=cut)
-
-
 def _read(text: str, depth: int) -> Form:
     if depth > MOST_DEPTH:
         raise Unreadable("nested too deep")
-    text = text.strip().rstrip(".;, ").strip()
+    text = _MINUS_SET.sub(r"\\mathbb{R} \\setminus ", text.strip().rstrip(".;, ").strip())
     if not text:
         raise Unreadable("nothing between two signs")
     cut = measure(text)
     if cut is not None and number(cut.body) is not None:
-        return _leaf(text)
-    return _special(text) or _structure(_TOKEN.findall(text), depth) or _leaf(text)
+        return leaf(text)
+    return _special(text) or _structure(_TOKEN.findall(text), depth) or leaf(text)
 
 
 def _special(text: str) -> Form | None:
@@ -170,25 +145,16 @@ def _special(text: str) -> Form | None:
     if bare == r"\emptyset":
         return Form(kind=Kind.empty)
     if bare == r"\mathbb{R}":
-        return _reals()
-    return _clock(text)
+        return reals()
+    return clock(_ANY_TEXT.sub(r"\1", text).strip())
 
 
 def _structure(tokens: list[str], depth: int) -> Form | None:
-    for reader in (_listing, _relation, _union, _difference, _group, _matrix, _ratio, _plus_minus):
+    for reader in _READERS:
         form = reader(tokens, depth)
         if form is not None:
             return form
     return None
-
-
-def _clock(text: str) -> Form | None:
-    match = _TIME.fullmatch(_ANY_TEXT.sub(r"\1", text).strip())
-    if match is None or int(match.group(2)) > 59:
-        return None
-    hours, minutes, seconds, half = match.groups()
-    said = f"{int(hours)}:{minutes}" + (f":{seconds}" if seconds else "")
-    return Form(kind=Kind.time, text=said, mark=(half or "").lower())
 
 
 def _split(tokens: list[str], separators: frozenset[str]) -> tuple[list[list[str]], list[str]]:
@@ -217,7 +183,15 @@ def _listing(tokens: list[str], depth: int) -> Form | None:
         return _read("".join(parts[0]), depth + 1) if found and parts else None
     if len(parts) > MOST_ITEMS:
         raise Unreadable("a long list")
-    return _gather([_read("".join(part), depth + 1) for part in parts])
+    forms = [_read("".join(part), depth + 1) for part in parts]
+    one_name = len({form.name for form in forms}) == 1
+    if set(found) == {"and"} and one_name and all(is_inequality(form) for form in forms):
+        return intersection(forms)
+    rest = without_all(forms) if "or" not in found else None
+    if rest is not None:
+        return rest
+    listed = _gather(forms)
+    return replace(listed, mark="or") if "or" in found else listed
 
 
 def _gather(forms: list[Form]) -> Form:
@@ -250,16 +224,30 @@ def _relation(tokens: list[str], depth: int) -> Form | None:
     if operators[0] == r"\in" and is_name(sides[0]):
         rest = "".join(tokens[tokens.index(r"\in") + 1 :])
         return replace(_read(rest, depth + 1), name=name_of(sides[0]))
-    if operators == [r"\ne"] and is_name(sides[0]) and number(sides[1]) is not None:
-        return replace(_punctured(_leaf(sides[1])), name=name_of(sides[0]))
     if set(operators) == {"="}:
         return _equation(sides, depth)
+    known = None
     if set(operators) <= set(_FLIPPED):
-        interval = _interval(sides, operators, depth)
-        if interval is not None:
-            return interval
+        known = _interval(sides, operators, depth)
+    elif len(operators) == 1 and is_name(sides[0]):
+        known = _unequal_or_congruent(sides, operators[0], depth)
+    if known is not None:
+        return known
     items = tuple(_read(side, depth + 1) for side in sides)
     return Form(kind=Kind.relation, items=items, mark=" ".join(operators))
+
+
+def _unequal_or_congruent(sides: list[str], operator: str, depth: int) -> Form | None:
+    r"""`x \ne 1`, `x \equiv 3 \pmod 7`."""
+    if operator not in (r"\ne", r"\equiv"):
+        return None
+    value = _read(sides[1], depth + 1)
+    if operator == r"\ne" and value.kind is Kind.listing:
+        value = complement(replace(value, kind=Kind.set)) or value
+    elif operator == r"\ne":
+        value = punctured(value) if _without_names(value) else value
+    expected = Kind.union if operator == r"\ne" else Kind.residue
+    return replace(value, name=name_of(sides[0])) if value.kind is expected else None
 
 
 def _equation(sides: list[str], depth: int) -> Form:
@@ -284,22 +272,6 @@ def _without_names(form: Form) -> bool:
         return False
 
 
-def is_name(side: str) -> bool:
-    r"""Whether a side of an equation names a quantity: `x_1`, `f(x)`, `\angle A`, `a+b`."""
-    bare = normal(side)
-    if len(bare) > 60 or bare in ("e", "i", r"\pi"):
-        return False
-    if _SLOPE.fullmatch(bare) or _TUPLE_NAME.fullmatch(bare) or words(side) is not None:
-        return True
-    bare = _NAME_PARTS.sub("", bare) or "x"
-    return _NAME.fullmatch(bare) is not None and re.search(r"[A-Za-z]", bare) is not None
-
-
-def name_of(side: str) -> str:
-    """A name in its normal spelling."""
-    return re.sub(r"[\s{}]", "", normal(side))
-
-
 def _interval(sides: list[str], operators: list[str], depth: int) -> Form | None:
     r"""`2 < x \le 3` and `x > 2` as intervals, if the variable stands alone."""
     if len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
@@ -308,10 +280,12 @@ def _interval(sides: list[str], operators: list[str], depth: int) -> Form | None
     if len(sides) == 2 and is_name(sides[0]):
         bound = _read(sides[1], depth + 1)
         strict = operators[0] in ("<", ">")
+        if _ABSOLUTE.fullmatch(normal(sides[0])):
+            return within(sides[0], bound, upward == {True}, strict)
         if upward == {True}:
-            ends, mark = (_leaf(r"-\infty"), bound), "()" if strict else "(]"
+            ends, mark = (leaf(r"-\infty"), bound), "()" if strict else "(]"
         else:
-            ends, mark = (bound, _leaf(r"\infty")), "()" if strict else "[)"
+            ends, mark = (bound, leaf(r"\infty")), "()" if strict else "[)"
         return Form(kind=Kind.tuple, items=ends, mark=mark, name=name_of(sides[0]))
     if len(sides) == 3 and is_name(sides[1]) and len(upward) == 1 and not is_name(sides[0]):
         if upward == {False}:
@@ -339,20 +313,24 @@ def _difference(tokens: list[str], depth: int) -> Form | None:
     if len(parts) > 4:
         raise Unreadable("many differences")
     items = tuple(_read("".join(part), depth + 1) for part in parts)
-    point = items[1].items[0] if items[1].kind is Kind.set and len(items[1].items) == 1 else None
-    if items[0] == _reals() and len(items) == 2 and point and found != [r"\cap"]:
-        return _punctured(point)
+    if items[0] == reals() and len(items) == 2 and found != [r"\cap"]:
+        rest = complement(items[1])
+        if rest is not None:
+            return rest
     return Form(kind=Kind.relation, items=items, mark=" ".join(found))
 
 
-def _punctured(point: Form) -> Form:
-    r"""All numbers but one: `x \ne 1`, `\mathbb{R} \setminus \{1\}`."""
-    low, high = _reals().items
-    sides = ((low, point), (point, high))
-    return Form(
-        kind=Kind.union,
-        items=tuple(Form(kind=Kind.tuple, items=ends, mark="()") for ends in sides),
-    )
+def _residue(tokens: list[str], depth: int) -> Form | None:
+    r"""`3 \pmod 7`, `3 (\text{mod } 7)`."""
+    match = _MODULUS.fullmatch(_MODULUS_WORD.sub(r"\\pmod{\1}", "".join(tokens)))
+    if match is None:
+        return None
+    value = _read(match.group(1), depth + 1)
+    if value.kind is not Kind.leaf or value.name:
+        raise Unreadable("a residue of no number")
+    binary = "" if "bmod" not in match.group() else "b"
+    modulus = match.group(2) or match.group(3)
+    return Form(kind=Kind.residue, items=(value,), text=modulus, mark=binary)
 
 
 def _group(tokens: list[str], depth: int) -> Form | None:
@@ -428,6 +406,8 @@ def _matrix(tokens: list[str], depth: int) -> Form | None:
     match = re.fullmatch(r"\\begin\s*\{([a-z]+)\*?\}", tokens[0])
     if match is None or not tokens[-1].startswith(r"\end") or not _one_pair(tokens):
         return None
+    if match.group(1) == "cases":
+        return _cases(tokens[1:-1], depth)
     if match.group(1) not in _MATRICES:
         raise Unreadable(f"unknown environment {match.group(1)}")
     inner = tokens[1:-1]
@@ -439,6 +419,56 @@ def _matrix(tokens: list[str], depth: int) -> Form | None:
         raise Unreadable("a matrix of odd rows")
     items = tuple(_read("".join(cell), depth + 1) for row in cells for cell in row)
     return Form(kind=Kind.matrix, items=items, mark=f"{len(cells)}x{len(cells[0])}")
+
+
+def _cases(inner: list[str], depth: int) -> Form:
+    """A system of equations, or values with their conditions in the order of these."""
+    rows = [row for row in _split(inner, frozenset([r"\\"]))[0] if "".join(row).strip()]
+    cells = [["".join(cell) for cell in _split(row, frozenset(["&"]))[0]] for row in rows]
+    if {len(row) for row in cells} == {1}:
+        return _gather([_read(row[0], depth + 1) for row in cells])
+    if {len(row) for row in cells} != {2}:
+        raise Unreadable("cases of odd rows")
+    pairs = sorted((_CONDITION.sub("", row[1]).strip(), row[0]) for row in cells)
+    items = tuple(_read(side, depth + 1) for pair in pairs for side in pair)
+    return Form(kind=Kind.relation, items=items, mark="cases")
+
+
+def _scaled(tokens: list[str], depth: int) -> Form | None:
+    """A matrix times what stands before it."""
+    place = next((i for i, token in enumerate(tokens) if token.startswith(r"\begin")), 0)
+    if not place or not _one_pair(tokens[place:]):
+        return None
+    scalar = "".join(tokens[:place]).strip().removesuffix("*").strip()
+    matrix = _matrix(tokens[place:], depth + 1)
+    if matrix is None or matrix.kind is not Kind.matrix or not set("({[|").isdisjoint(scalar[-1:]):
+        return None
+    scalar = "-1" if scalar == "-" else scalar
+    return replace(matrix, items=tuple(_times(scalar, item) for item in matrix.items))
+
+
+def _times(scalar: str, item: Form) -> Form:
+    if item.kind is not Kind.leaf or item.name or item.measure.unit:
+        raise Unreadable("a matrix of other things than expressions")
+    left, right = number(scalar), number(item.text)
+    if right and right.value in (0, 1) and not left:
+        return leaf(scalar if right.value else "0")
+    return leaf(str(left.value * right.value) if left and right else f"({scalar})*({item.text})")
+
+
+def _transposed(tokens: list[str], depth: int) -> Form | None:
+    r"""`(1, 2)^T` and `\begin{pmatrix} 1 & 2 \end{pmatrix}^\top`."""
+    match = _TRANSPOSED.fullmatch("".join(tokens))
+    if match is None:
+        return None
+    form = _read(match.group(1), depth + 1)
+    if form.kind is Kind.tuple and form.mark in ("()", "[]"):
+        return Form(kind=Kind.matrix, items=form.items, mark=f"{len(form.items)}x1")
+    if form.kind is not Kind.matrix:
+        return None
+    rows, columns = (int(size) for size in form.mark.split("x"))
+    items = tuple(form.items[i * columns + j] for j in range(columns) for i in range(rows))
+    return replace(form, items=items, mark=f"{columns}x{rows}")
 
 
 def _ratio(tokens: list[str], depth: int) -> Form | None:
@@ -461,3 +491,9 @@ def _plus_minus(tokens: list[str], depth: int) -> Form | None:
         said = "".join(signs.get(token, token) for token in tokens).strip()
         values.append(_read(re.sub(r"^\+\s*", "", said), depth + 1))
     return _gather(values)
+
+
+_READERS = (
+    _listing, _relation, _residue, _union, _difference, _transposed, _group, _matrix, _scaled,
+    _ratio, _plus_minus,
+)  # fmt: skip

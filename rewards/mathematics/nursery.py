@@ -10,6 +10,7 @@ import ctypes
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import select
@@ -36,7 +37,7 @@ REAP_S = 1.0
 
 def serve(comparer: Comparer, memory_bytes: int) -> None:
     """Run the nursery, on the socket whose descriptor is the first argument, until it closes."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control, parent = socket.socket(fileno=int(sys.argv[1])), os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     gc.freeze()  # what is imported stays shared with the forks
@@ -44,7 +45,9 @@ def serve(comparer: Comparer, memory_bytes: int) -> None:
     children: dict[str, int] = {}
     while True:
         _reap(children)
-        if not select.select([control], [], [], REAP_S)[0]:
+        if not readable(control, REAP_S):
+            if os.getppid() != parent:  # a fork of the parent may still hold the socket open
+                break
             continue
         try:
             message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
@@ -62,6 +65,13 @@ def serve(comparer: Comparer, memory_bytes: int) -> None:
         os.close(descriptors[0])
     for token in list(children):
         _kill(children, token)
+
+
+def readable(connection: socket.socket, timeout_s: float) -> bool:
+    """Whether something came, or its end. Not `select`, which fails from descriptor 1024 on."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(math.ceil(1000 * timeout_s)))
 
 
 def _fork(

@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+
+from rewards.mathematics.nursery import readable
 
 GRACE_S = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -36,7 +37,7 @@ class Worker:
     def receive(self, deadline: float) -> dict[str, int]:
         """One message."""
         while b"\n" not in self._received:
-            if not select.select([self._connection], [], [], _left(deadline))[0]:
+            if not readable(self._connection, _left(deadline)):
                 raise TimeoutError("no message before the deadline")
             chunk = self._connection.recv(65536)
             if not chunk:
@@ -48,7 +49,7 @@ class Worker:
 
     def alive(self) -> bool:
         """Whether an idle worker still waits for a question."""
-        return not select.select([self._connection], [], [], 0.0)[0]
+        return not readable(self._connection, 0.0)
 
     def worked_s(self) -> float:
         """Seconds of processor time since the question."""
@@ -80,16 +81,18 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._ready = False
-        self._owner = 0
+        self._owner = os.getpid()
         self._tokens = itertools.count()
 
     def start(self) -> None:
         """Start the process unless it runs, without waiting for it."""
+        self._own()
         with self._lock:
             self._launch()
 
     def fork(self, deadline: float) -> Worker:
         """A new worker. TimeoutError: not before the deadline. OSError: the nursery died."""
+        self._own()
         if not self._lock.acquire(timeout=_left(deadline)):
             raise TimeoutError("the nursery is busy")
         try:
@@ -114,18 +117,24 @@ class Nursery:
 
     def kill(self, token: int) -> None:
         """End a worker, whatever it does."""
+        self._own()
         with self._lock, contextlib.suppress(OSError):
             if self._control is not None:
                 self._control.send(f"kill {token}".encode())
 
     def close(self) -> None:
         """End the process and all its workers."""
+        self._own()
         with self._lock:
             self._discard(GRACE_S)
 
-    def _launch(self) -> socket.socket:
-        if self._owner != os.getpid():  # the first start, or a fork of ours: not its process
+    def _own(self) -> None:
+        """In a fork of the scoring process: neither its nursery nor a lock that a thread held."""
+        if self._owner != os.getpid():
+            self._lock, self._owner = threading.Lock(), os.getpid()
             self._process, self._control, self._ready = None, None, False
+
+    def _launch(self) -> socket.socket:
         if self._process is None or self._control is None or self._process.poll() is not None:
             self._discard(0.0)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -146,13 +155,12 @@ class Nursery:
                     pass_fds=[theirs.fileno()],
                     env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 )
-            self._owner = os.getpid()
         return self._control
 
     def _await_ready(self, control: socket.socket, deadline: float) -> None:
         if self._ready:
             return
-        if not select.select([control], [], [], _left(deadline))[0]:
+        if not readable(control, _left(deadline)):
             raise TimeoutError("the nursery has not started yet")
         if not control.recv(16):
             raise BrokenPipeError("the nursery died while it started")

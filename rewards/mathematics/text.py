@@ -30,12 +30,24 @@ _REPEATING = re.compile(
 _THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9, ])")
 _SPACED_COMMA = re.compile(r"[0-9],(?:\s|~|\\[,;: ]|\\quad)+[0-9]")  # a list, no thousands
 _ROOT = re.compile(r"\u221a\s*([0-9]+)")
-_COMMANDS = re.compile(r"\*\*|[<>]=|\\[A-Za-z]+\*?|\\.|\{,\}|[\u00b0-\uffff$~]", re.DOTALL)
+_BASES = {"two": "2", "eight": "8", "ten": "10"}
+_COMMANDS = re.compile(r"\*\*|[<>]=|\\[A-Za-z]+\*?|\\.|\{[,:]\}|[\u00b0-\uffff$~]", re.DOTALL)
 _SPACES = re.compile(r"(?<![0-9 ])\s+|(?<=[0-9])\s+(?![0-9\s])")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|rm)\s*\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|rm)\s*\{([^{}]*)\}")
 _FONT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|bm|boldsymbol)\{([-+0-9.,/% ]{1,400})\}"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|bm|boldsymbol)"
+    r"\{((?:[-+0-9.,/% \u00b0]|\\[$%]){1,400})\}"
 )
+_LOOKS = re.compile(
+    r"\\(?:text)?color\s*\{[A-Za-z]+\}|\\underline(?=\s*\{)|\\checkmark(?![A-Za-z])"
+    r"|\\[hv]space\*?\{-?[0-9.]+ ?(?:cm|mm|em|ex|pt|in|mu)\}"
+    r"|(?<=\\\\)\[[0-9.]+ ?(?:pt|em|ex|mm|cm)\]"
+)
+_OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
+_ALL_OVER = re.compile(r"\s*\{?([^{}]*)\}?\s*\\over(?![A-Za-z])\s*\{?([^{}]*)\}?\s*")
+_GROUPED = re.compile(r"([+-]?)(?:\{([0-9]+)\}/\{([0-9]+)\}|\(([0-9]+)\)/\(([0-9]+)\))")
+_BASE = re.compile(r"(?<![A-Za-z0-9_}\\])\(([0-9]{1,100})\)(?=_)")
+_BASE_NAMES = re.compile(r"_\{\s*(?:\\text\{)?\(?\s*(two|eight|ten|[0-9]{1,2})\s*\)?\}?\s*\}")
 _WORDS = re.compile(r"[A-Za-z]+(?:(?:, ?|[' -])[A-Za-z]+)*")
 _SAME = {
     r"\left": "", r"\right": "", r"\big": "", r"\Big": "", r"\bigg": "", r"\Bigg": "",
@@ -47,7 +59,7 @@ _SAME = {
     r"\rbrack": "]", r"\leq": r"\le ", r"\le": r"\le ", r"\leqslant": r"\le ", r"\geq": r"\ge ",
     r"\ge": r"\ge ", r"\geqslant": r"\ge ", r"\lt": "<", r"\gt": ">", r"\neq": r"\ne ",
     r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\colon": ":", r"\,": " ", r"\;": " ",
-    r"\:": " ", r"\ ": " ", r"\quad": " ", r"\qquad": " ", "~": " ", "{,}": ",",
+    r"\:": " ", r"\ ": " ", r"\quad": " ", r"\qquad": " ", "~": " ", "{,}": ",", "{:}": ":",
     r"\varnothing": r"\emptyset", r"\thinspace": " ", r"\space": " ", r"\degree": r"^\circ ",
     r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\arcsec": r"\arcsec", r"\lor": r"\text{ or }",
     r"\vee": r"\text{ or }", r"\land": r"\text{ and }", r"\wedge": r"\text{ and }",
@@ -110,8 +122,18 @@ def final_answers(response: str) -> list[str]:
 
 def clean(text: str) -> str:
     """The text in one spelling of LaTeX: no sizes, no dollar signs, one name for each command."""
-    text = _ROOT.sub(r"\\sqrt{\1}", _FONT.sub(r"\1", text))
+    text = _ROOT.sub(r"\\sqrt{\1}", _LOOKS.sub(" ", _FONT.sub(r"\1", text)))
+    if r"\over" in text:
+        pattern = _ALL_OVER if _ALL_OVER.fullmatch(text) else _OVER
+        text = pattern.sub(r"\\frac{\1}{\2}", text)
+    if "_" in text:
+        text = _BASE.sub(r"\1", _BASE_NAMES.sub(_base, text))
     return " ".join(_COMMANDS.sub(lambda match: _spelt(match.group()), text).split())
+
+
+def _base(match: re.Match[str]) -> str:
+    said = match.group(1)
+    return f"_{{{_BASES.get(said, said)}}}"
 
 
 def _spelt(token: str) -> str:
@@ -144,6 +166,11 @@ def words(text: str) -> str | None:
     return "does not exist" if said == "dne" else said
 
 
+def wording(text: str) -> str:
+    r"""Text with words and numbers (`\text{March 5}`), however it is set."""
+    return " ".join(_TEXT.sub(r" \1 ", clean(text)).lower().split()).strip(" .")
+
+
 def choice(text: str) -> str | None:
     r"""The letter of a multiple-choice answer: `B`, `(B)`, `\text{B.}`, `Option B`; else None."""
     plain = _TEXT.sub(r"\1", text.replace("$", "")).strip()
@@ -170,7 +197,7 @@ def number(text: str) -> Number | None:
     """
     if len(text) > 2 * MOST_DIGITS or _SPACED_COMMA.search(text):
         return None
-    text = _PARENTHESES.sub(r"\1\2", normal(text))
+    text = _GROUPED.sub(r"\1\2\4/\3\5", _PARENTHESES.sub(r"\1\2", normal(text)))
     bare = text.removesuffix("%")
     found = _read_number(_THOUSANDS.sub(lambda match: re.sub("[, ]", "", match.group()), bare))
     return replace(found, percent=True) if found and bare != text else found

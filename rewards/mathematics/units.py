@@ -20,6 +20,15 @@ _BARE_UNIT = re.compile(
 _PREFIX = re.compile(
     r"^(-?)\s*(?:\\\$|\\pounds\b|[\u20ac\u00a3\u00a5\u20b9]|(?:US|USD|Rs\.?)(?![A-Za-z]))\s*"
 )
+_FRACTION_UNIT = re.compile(
+    rf"\\frac\s*\{{\s*({_MACRO}{_POWER})\s*\}}\s*\{{\s*({_MACRO}{_POWER})\s*\}}\s*$"
+)
+_COMPOUND = re.compile(
+    r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?\s*[A-Za-z]{1,12}\.?(?:\s*,|\s+and(?![A-Za-z]))?\s*){2,3}"
+)
+_COMPOUND_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+_MOST_COMPOUND = 120
+_SUFFIX = re.compile(r"(?<=[0-9])\s*(\\\$|[\u20ac\u00a3\u00a5\u20b9])$")
 _WORD = re.compile(r"[A-Za-z]+")
 _SINGLE = frozenset("msghLlNJWVAKC")  # bare letters that are units; another one is a variable
 
@@ -85,7 +94,10 @@ NOTHING = Measure(body="")
 
 def measure(text: str) -> Measure | None:
     """Cut a cleaned text; None if words that are no unit (`5 or more`) stand behind a number."""
-    text, prefix = _without_prefix(text)
+    compound = _compound(text)
+    if compound is not None:
+        return compound
+    text, prefix = _without_prefix(_FRACTION_UNIT.sub(r"\1/\2", text))
     match = _DEGREE_UNIT.search(text) or _MACRO_UNIT.search(text)
     if match is None:
         match = _bare(text)
@@ -114,6 +126,24 @@ def measure(text: str) -> Measure | None:
     return Measure(body=body, scale=scale, unit=said or prefix)
 
 
+def _compound(text: str) -> Measure | None:
+    """`2 hours and 30 minutes` as 5/2 hours."""
+    if len(text) > _MOST_COMPOUND or not text[:1].isdigit():
+        return None
+    plain = re.sub(_MACRO, lambda match: match.group().partition("{")[2][:-1] + " ", text)
+    if _COMPOUND.fullmatch(plain) is None:
+        return None
+    parts = _COMPOUND_PART.findall(plain)
+    units = [_dimension_of(unit.lower()) for _, unit in parts]
+    known = [unit for unit in units if unit is not None]
+    factors = [factor for _, factor in known]
+    descending = factors == sorted(set(factors), reverse=True)
+    if len(known) != len(units) or len({name for name, _ in known}) > 1 or not descending:
+        return None
+    total = sum(Fraction(count) * factor for (count, _), factor in zip(parts, factors, strict=True))
+    return Measure(body=str(total / factors[0]), unit=parts[0][1].lower())
+
+
 def conversion(gold: str, answer: str) -> Fraction | None:
     """What an answer's value is multiplied with to be in the gold's unit; None: other things.
 
@@ -132,6 +162,9 @@ def conversion(gold: str, answer: str) -> Fraction | None:
 
 def _without_prefix(text: str) -> tuple[str, str]:
     match = _PREFIX.match(text)
+    behind = _SUFFIX.search(text)
+    if match is None and behind is not None and number(text[: behind.start()]) is not None:
+        return text[: behind.start()], "dollar" if "$" in behind.group() else behind.group(1)
     if match is None or match.end() == len(text):
         return text, ""
     sign = match.group(1)
@@ -146,6 +179,9 @@ def _bare(text: str) -> re.Match[str] | None:
         return None
     unit = match.group().strip()
     spaced = match.group()[0] == " "
+    letters = [len(word) == 1 for word in _WORD.findall(unit)]
+    if len(letters) > 1 and all(letters) and "/" not in unit:
+        return None  # `m v^2` is a product
     if len(unit.partition("^")[0]) == 1:
         return match if spaced and unit[0] in _SINGLE else None
     return match if spaced or unit.lower() in _TABLE else None

@@ -1,17 +1,44 @@
 """Decides exactly whether two expressions are one rational function, without any library.
 
-Both are evaluated at a random point modulo two large primes (Schwartz and Zippel): polynomials of
-degree d that differ agree there with a probability below d / 2^127.
+Both are evaluated at a random point modulo two random primes (Schwartz and Zippel): polynomials of
+degree d that differ agree there with a probability below d / 2^127. The primes are drawn anew in
+every process: with known ones, `x + p` would pass for `x`, and `x^p` too.
 """
 
 import random
+import secrets
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 
 from rewards.mathematics.expression import Node
 
-_PRIMES = (2**127 - 1, 2**521 - 1)
 _TRANSCENDENTAL = ("pi", "e")
 MOST_EXPONENT = 10**400
+
+
+def _primes() -> Iterator[int]:
+    """Random primes of 128 bits; composite with a probability below 4^-20."""
+    while True:
+        found = secrets.randbits(127) | 1 << 127 | 1
+        if all(found % small for small in (3, 5, 7, 11, 13, 17, 19)) and _prime(found):
+            yield found
+
+
+def _prime(candidate: int) -> bool:
+    """Miller and Rabin's test."""
+    odd, twos = candidate - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for _ in range(20):
+        power = pow(secrets.randbelow(candidate - 3) + 2, odd, candidate)
+        squares = [pow(power, 2**count, candidate) for count in range(twos)]
+        if power != 1 and candidate - 1 not in squares:
+            return False
+    return True
+
+
+_PRIMES = tuple(islice(_primes(), 2))
 
 
 class _Undefined(Exception):

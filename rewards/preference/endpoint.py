@@ -54,7 +54,7 @@ class EndpointJudge:
         if not endpoint.url.startswith(("http://", "https://")):
             raise ValueError(f"endpoint {endpoint.url!r} must start with http:// or https://")
         if not endpoint.model:
-            raise ValueError("an endpoint needs the name of its model: --model NAME")
+            raise ValueError("an endpoint needs the name of its model: model=NAME")
         if endpoint.timeout_s <= 0 or endpoint.concurrency < 1 or endpoint.max_tokens < 1:
             raise ValueError("timeout, concurrency and max tokens of an endpoint must be positive")
         self._endpoint = endpoint

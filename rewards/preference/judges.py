@@ -1,16 +1,15 @@
 """Judges: what is asked of them, what they say, and the simple ones."""
 
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rewards.errors import RewardError
+from rewards.plugin import load_function
 from rewards.preference.records import ProblemKind, prompt_text
 from rewards.task import Message
 
@@ -68,7 +67,10 @@ class FunctionJudge:
 
     def __init__(self, path: Path, name: str) -> None:
         """Load the function. Raises ValueError if the file has no such function."""
-        self._function = _load(path, name)
+        try:
+            self._function = load_function(path, name)
+        except ValueError as error:
+            raise ValueError(f"{path}:{name}: {error}") from error
         parameters = inspect.signature(self._function).parameters
         if len(parameters) not in (2, 3):
             raise ValueError(
@@ -84,7 +86,7 @@ class FunctionJudge:
         for index, question in enumerate(questions):
             try:
                 value = self._function(prompt_text(question.prompt), *question.responses)
-            except Exception as error:  # the user's own code: whatever it raises is its answer
+            except (Exception, SystemExit) as error:  # the user's own code: that is its answer
                 why = f"{self.name} raised {type(error).__name__}: {error}"
                 yield index, Failure(kind=ProblemKind.failed, why=why[:300])
                 continue
@@ -149,23 +151,3 @@ def _number(value: object) -> float | None:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _load(path: Path, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise ValueError(f"no file {path}: give a judge as path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"judge_of_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    found = vars(module).get(name)
-    if not callable(found):
-        functions = sorted(k for k, v in vars(module).items() if inspect.isfunction(v))
-        known = ", ".join(functions) or "none"
-        raise ValueError(f"{path} has no function {name!r}; it has {known}")
-    return found

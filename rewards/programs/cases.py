@@ -10,6 +10,7 @@ from rewards.programs.reference import Case
 from rewards.programs.session import LATE, ending
 from rewards.sandbox import Launch, Sandbox
 from rewards.sandbox_config import CodeConfig
+from rewards.sandbox_process import Deadline
 
 BUILD_CPU_S = 30.0
 BUILD_BYTES = 64 << 20
@@ -45,7 +46,7 @@ class Runner:
                 files=files,
                 cpu_s=max(BUILD_CPU_S, self._config.timeout_s),
             ),
-            deadline,
+            Deadline(deadline, deadline),
             BUILD_BYTES,
         )
         return {"program": finished.stdout}, finished.problem and f"build: {finished.problem}"
@@ -61,7 +62,7 @@ class Runner:
                 address_space=self._language.address_space,
                 stack_mb=self._language.stack_mb,
             ),
-            min(deadline, time.monotonic() + self._config.wall_s),
+            Deadline(min(deadline, time.monotonic() + self._config.wall_s), deadline),
             self._config.output_mb << 20,
         )
         if finished.problem:
@@ -70,13 +71,13 @@ class Runner:
             finished.stdout.decode(errors="replace"), case.stdout, self._config.float_tolerance
         )
 
-    def _finish(self, launch: Launch, deadline: float, most_bytes: int) -> Finished:
+    def _finish(self, launch: Launch, deadline: Deadline, most_bytes: int) -> Finished:
         with self._sandbox.start(launch) as child:
-            if not child.wait(deadline - time.monotonic()):
+            if not child.patiently(child.wait, deadline):
                 return Finished(stdout=b"", problem=LATE)
             code = child.exit_status()
             if code is None:
-                raise RewardError(f"the sandbox does not start: {child.complaint()}")
+                raise RewardError(f"the sandbox does not start, or was killed: {child.complaint()}")
             stdout = child.stdout(most_bytes + 1)
             if len(stdout) > most_bytes:
                 return Finished(stdout=b"", problem="too much output")

@@ -11,11 +11,10 @@ import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from rewards.errors import RewardError
+from rewards.programs.bounds import bound, countable, hashed, lazy, rounded, total
 from rewards.programs.handles import Handle
 from rewards.programs.reference import Step
-
-MOST_ITEMS = 5_000_000  # of anything that a test builds
-MOST_BITS = 1 << 16  # of the operands of a product or power
 
 
 class Program(Protocol):
@@ -41,11 +40,13 @@ class Evaluator:
         self._came: object = None
 
     def problem(self, statement: ast.stmt) -> str:
-        """Run one statement: empty if it holds, else what is wrong."""
+        """Run one statement: empty if it holds, else what is wrong. Raises `RewardError`."""
         try:
             return self._run(statement)
+        except RewardError:
+            raise
         except Exception as error:  # values of the program meet any operator here
-            return f"{type(error).__name__}: {error}".removeprefix("ProgramError: ")
+            return _said(error)
 
     def _run(self, statement: ast.stmt) -> str:
         if isinstance(statement, ast.Assert):
@@ -87,7 +88,7 @@ class Evaluator:
 
     def _binary(self, node: ast.BinOp) -> Any:
         left, right = self._value(node.left), self._value(node.right)
-        _bound(node.op, left, right)
+        bound(node.op, left, right)
         return _BINARY[type(node.op)](left, right)
 
     def _logic(self, node: ast.BoolOp) -> Any:
@@ -102,6 +103,8 @@ class Evaluator:
         left = self._value(node.left)
         for operation, comparator in zip(node.ops, node.comparators, strict=True):
             right = self._value(comparator)
+            if isinstance(right, range) and not isinstance(left, int):
+                countable(right)  # `in` would look at each
             if not _COMPARE[type(operation)](left, right):
                 return False
             left = right
@@ -131,7 +134,9 @@ class Evaluator:
             self._came = self._program.call(node.func.id, args, kwargs)
             return self._came
         if node.func.id not in ("len", "bool", "str"):
-            args = [self._listed(value) if _lazy(value) else value for value in args]
+            args = [self._listed(value) if lazy(value) else value for value in args]
+        if node.func.id in ("set", "frozenset", "dict"):
+            args = [hashed(node.func.id, value) for value in args]
         return _BUILTINS[node.func.id](*args, **kwargs)
 
     def _argument(self, node: ast.expr) -> list[Any]:
@@ -140,34 +145,18 @@ class Evaluator:
         return [self._value(node)]
 
     def _listed(self, value: Any) -> list[Any]:
-        if isinstance(value, range) and len(value) > MOST_ITEMS:
-            raise OverflowError("too many items")
+        countable(value)
         return list(value)
 
 
-def _lazy(value: object) -> bool:
-    """Whether a value could produce more items than it holds."""
-    return isinstance(value, range | Handle)
-
-
-def _bound(operation: ast.operator, left: Any, right: Any) -> None:
-    """Refuse arithmetic whose result would not fit."""
-    if isinstance(left, Handle) or isinstance(right, Handle):
-        raise TypeError("arithmetic with an object of the program")
-    numbers = [value for value in (left, right) if isinstance(value, int)]
-    if isinstance(operation, ast.Pow):
-        if not all(isinstance(value, int | float) for value in (left, right)):
-            raise TypeError("a power of numbers only")
-        if len(numbers) == 2 and left.bit_length() * max(1, right) > MOST_BITS:
-            raise OverflowError("the power is too large")
-    elif isinstance(operation, ast.Mult | ast.Div | ast.FloorDiv | ast.Mod):
-        if isinstance(operation, ast.Mod) and isinstance(left, str | bytes | bytearray):
-            raise TypeError("formatting is not plain")
-        sizes = [len(value) for value in (left, right) if hasattr(value, "__len__")]
-        if sizes and numbers and sizes[0] * max(1, numbers[0]) > MOST_ITEMS:
-            raise OverflowError("too many items")
-        if any(value.bit_length() > MOST_BITS for value in numbers):
-            raise OverflowError("the number is too large")
+def _said(error: Exception) -> str:
+    """An exception in words; its text may ask an object of the program, which raises again."""
+    try:
+        return f"{type(error).__name__}: {error}".removeprefix("ProgramError: ")
+    except RewardError:
+        raise
+    except Exception:
+        return type(error).__name__
 
 
 def _plain_statement(node: ast.stmt, targets: tuple[str, ...]) -> bool:
@@ -230,12 +219,6 @@ def _plain_attribute(node: ast.Attribute) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in _MATH
 
 
-def _round(value: Any, digits: int | None = None) -> Any:
-    if digits is not None and abs(digits) > 1000:
-        raise OverflowError("too many digits")
-    return round(value, digits)
-
-
 def short(value: object) -> str:
     """A value as a person would like to see it, on one line."""
     if isinstance(value, Handle):
@@ -251,7 +234,7 @@ _MATH = ("ceil", "e", "fabs", "floor", "inf", "isclose", "isinf", "isnan", "nan"
 _BUILTINS: dict[str, Any] = {
     "abs": abs, "all": all, "any": any, "bool": bool, "dict": dict, "float": float,
     "frozenset": frozenset, "int": int, "len": len, "list": list, "max": max, "min": min,
-    "round": _round, "set": set, "sorted": sorted, "str": str, "sum": sum, "tuple": tuple,
+    "round": rounded, "set": set, "sorted": sorted, "str": str, "sum": total, "tuple": tuple,
 }  # fmt: skip
 _UNARY: dict[type, Any] = {
     ast.Not: operator.not_, ast.USub: operator.neg, ast.UAdd: operator.pos,

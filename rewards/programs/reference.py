@@ -11,6 +11,7 @@ from typing import Any
 
 from rewards.programs.languages import LANGUAGES, Language
 
+SETUP = -1  # the entry of its steps
 TRUSTED_MODULES = frozenset({
     "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools",
     "heapq", "io", "itertools", "json", "math", "operator", "os", "random", "re", "statistics",
@@ -40,7 +41,7 @@ class Step:
 
     node: ast.stmt
     source: str  # for `why`
-    entry: int  # index of the text that it is from
+    entry: int  # index of the text that it is from; SETUP
     is_test: bool
 
 
@@ -132,7 +133,7 @@ def _python(language: Language, texts: Any, setup: Any) -> CodeReference:
     preparation = _parse(setup, "setup").body
     classes = [node for node in preparation if isinstance(node, ast.ClassDef)]
     imports = [node for node in preparation if isinstance(node, ast.Import | ast.ImportFrom)]
-    steps = [_step(node, setup, -1, False) for node in preparation if node not in classes]
+    steps = [_step(node, setup, SETUP, False) for node in preparation if node not in classes]
     for entry, text in enumerate(texts):
         steps += _entry(_parse(text, f"test {entry + 1}").body, text, entry)
     if not any(step.is_test for step in steps):
@@ -155,29 +156,61 @@ def _parse(text: str, what: str) -> ast.Module:
 
 
 def _entry(body: list[ast.stmt], text: str, entry: int) -> list[Step]:
-    """The steps of one text: its asserts, or its last working statement, are the tests."""
-    if any(isinstance(node, ast.Assert) for node in body):
-        return [_step(node, text, entry, isinstance(node, ast.Assert)) for node in body]
-    working = [node for node in body if isinstance(node, _WORKING)]
-    last = working[-1] if working else None
-    steps = [_step(node, text, entry, node is last) for node in body]
-    if last is None:
-        calls = [ast.parse(f"{name}()").body[0] for name in _test_functions(body)]
-        steps += [_step(node, ast.unparse(node), entry, True) for node in calls]
+    """The steps of one text. Its tests are its asserts and what works after the last of them, or
+    without an assert its last working statement; then test functions that nothing calls, and the
+    methods of test cases."""
+    body = [node for node in body if not (_starts_unittest(node) or _imports_program(node))]
+    working = [place for place, node in enumerate(body) if isinstance(node, _WORKING)]
+    asserts = [place for place, node in enumerate(body) if isinstance(node, ast.Assert)]
+    tests = set(asserts) or set(working[-1:])
+    last = max(tests, default=len(body))
+    tests |= {place for place in range(last + 1, len(body)) if _works(body[place])}
+    steps = [_step(node, text, entry, place in tests) for place, node in enumerate(body)]
+    for is_test, call in _uncalled(body):
+        steps.append(_step(ast.parse(call).body[0], call, entry, is_test))
     return steps
 
 
-_WORKING = (ast.Expr, ast.For, ast.While, ast.If, ast.Try, ast.With)
+_WORKING = (ast.Expr, ast.For, ast.While, ast.If, ast.Try, ast.With, ast.Match)
 
 
-def _test_functions(body: list[ast.stmt]) -> Iterable[str]:
+def _starts_unittest(node: ast.stmt) -> bool:
+    """`unittest.main()`, guarded or not: it would look for tests where ours are not."""
+    if isinstance(node, ast.If) and len(node.body) == 1:
+        node = node.body[0]
+    return isinstance(node, ast.Expr) and ast.unparse(node).startswith("unittest.main(")
+
+
+def _imports_program(node: ast.stmt) -> bool:
+    """`from solution import f`: its names are the program's anyway."""
+    if not isinstance(node, ast.ImportFrom) or node.module != "solution":
+        return False
+    return not any(alias.asname for alias in node.names)
+
+
+def _works(node: ast.stmt) -> bool:
+    """Whether a statement may fail because of the program."""
+    if isinstance(node, ast.Assign):
+        return any(isinstance(part, ast.Call) for part in ast.walk(node))
+    prints = isinstance(node, ast.Expr) and ast.unparse(node).startswith("print(")
+    return isinstance(node, _WORKING) and not prints
+
+
+def _uncalled(body: list[ast.stmt]) -> Iterable[tuple[bool, str]]:
+    """(whether it is a test, call) for functions and test cases that a test runner would find."""
+    used = {node.id for part in body for node in ast.walk(part) if isinstance(node, ast.Name)}
     for node in body:
-        if (
-            isinstance(node, ast.FunctionDef)
-            and node.name.startswith("test")
-            and not (node.args.args or node.args.posonlyargs or node.args.kwonlyargs)
+        if isinstance(node, ast.FunctionDef) and node.name not in used:
+            needs = node.args.args or node.args.posonlyargs or node.args.kwonlyargs
+            if node.name.startswith("test") and not needs:
+                yield True, f"{node.name}()"
+        if isinstance(node, ast.ClassDef) and any(
+            ast.unparse(base).endswith("TestCase") for base in node.bases
         ):
-            yield node.name
+            yield False, f"{node.name}.setUpClass()"
+            for part in node.body:
+                if isinstance(part, ast.FunctionDef) and part.name.startswith("test"):
+                    yield True, f"{node.name}({part.name!r}).debug()"  # raises what fails
 
 
 def _step(node: ast.stmt, text: str, entry: int, is_test: bool) -> Step:

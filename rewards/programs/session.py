@@ -16,7 +16,7 @@ from rewards.errors import RewardError
 from rewards.programs.handles import Handle
 from rewards.programs.values import MUTABLE, decode, encode, update
 from rewards.sandbox import Launch, Sandbox
-from rewards.sandbox_process import Sandboxed
+from rewards.sandbox_process import Deadline, Sandboxed
 from rewards.sandbox_seccomp import sealed_file
 
 START_TIMEOUT_S = 30.0
@@ -33,16 +33,18 @@ module.main(*map(int, sys.argv[2:4]), *sys.argv[4:])
 class ProgramError(Exception):
     """The program raised, broke the protocol or ended; `why` is one line."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, raised: str = "") -> None:
+        """`raised` is the name of the exception that the program raised."""
         super().__init__(why)
         self.why = why
+        self.raised = raised
 
 
 class Session:
     """A running program. Use it in `with`."""
 
-    def __init__(self, process: "Process", deadline: float) -> None:
-        """`deadline` on the monotonic clock, for everything together."""
+    def __init__(self, process: "Process", deadline: Deadline) -> None:
+        """`deadline` for everything together."""
         self._process = process
         self._deadline = deadline
 
@@ -52,7 +54,12 @@ class Session:
 
     def ask(self, operation: str, *operands: Any) -> Any:
         """One operation on the program's objects. Raises `ProgramError`."""
-        return self._ask(operation, *operands)[0]
+        try:
+            return self._ask(operation, *operands)[0]
+        except ProgramError as error:
+            if operation == "len" and error.raised == "TypeError":  # what has no length is iterated
+                raise TypeError(error.why) from error
+            raise
 
     def call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a function; arguments that it changes in place are changed here too."""
@@ -78,7 +85,7 @@ class Session:
             case ["x", [str(name), *_], str(text)]:
                 if operation == "next" and name == "StopIteration":
                     raise StopIteration
-                raise ProgramError(f"{name}: {text}" if text else name)
+                raise ProgramError(f"{name}: {text}" if text else name, name)
         raise ProgramError("the program answered garbage")
 
     def _other(self, node: list[Any]) -> Any:
@@ -113,7 +120,8 @@ class Process:
     def greet(self) -> None:
         """Wait until it is ready. Raises `RewardError`: no program has run in it yet."""
         try:
-            ready = self.receive(time.monotonic() + START_TIMEOUT_S) == b"ready"
+            latest = time.monotonic() + START_TIMEOUT_S
+            ready = self.receive(Deadline(latest, latest)) == b"ready"
         except ProgramError as error:
             raise RewardError(
                 f"Python does not start in the sandbox: {error.why} {self._child.complaint()}"
@@ -127,15 +135,15 @@ class Process:
         os.close(self._requests)
         os.close(self.replies)
 
-    def send(self, line: str, deadline: float) -> None:
+    def send(self, line: str, deadline: Deadline) -> None:
         """Write one line. Raises `ProgramError`."""
         self.write(line.encode("ascii") + b"\n", deadline)
 
-    def write(self, data: bytes, deadline: float) -> None:
+    def write(self, data: bytes, deadline: Deadline) -> None:
         """Write bytes. Raises `ProgramError`."""
         view = memoryview(data)
         while view:
-            if not wait([(self._requests, select.POLLOUT)], deadline):
+            if not self._ready(self._requests, select.POLLOUT, deadline):
                 raise ProgramError(LATE)
             try:
                 view = view[os.write(self._requests, view) :]
@@ -144,12 +152,12 @@ class Process:
             except OSError as error:
                 raise ProgramError(self._ending()) from error
 
-    def receive(self, deadline: float) -> bytes:
+    def receive(self, deadline: Deadline) -> bytes:
         """Read one line. Raises `ProgramError`."""
         start = 0
         while (end := self._received.find(b"\n", start)) < 0:
             start = len(self._received)
-            if not wait([(self.replies, select.POLLIN)], deadline):
+            if not self._ready(self.replies, select.POLLIN, deadline):
                 raise ProgramError(LATE)
             chunk = os.read(self.replies, 65536)
             if not chunk:
@@ -162,10 +170,20 @@ class Process:
         del self._received[: end + 1]
         return line
 
+    def _ready(self, descriptor: int, event: int, deadline: Deadline) -> bool:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        return self._child.patiently(
+            lambda seconds: bool(poll.poll(max(0.0, seconds) * 1000)), deadline
+        )
+
     def _ending(self) -> str:
         if not self._child.wait(1.0):
             return "the program closed its pipes"
-        return ending(self._child.exit_status())
+        code = self._child.exit_status()
+        if code is None:
+            raise RewardError("the sandbox was killed from outside")
+        return ending(code)
 
 
 def start_process(
@@ -218,10 +236,8 @@ def _for_annotations(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module in _ANNOTATIONS
 
 
-def ending(code: int | None) -> str:
+def ending(code: int) -> str:
     """What an exit status says, in words."""
-    if code is None:
-        return "the program could not begin"
     if code == 128 + 24:
         return "out of CPU time"
     if code == 128 + 9:
@@ -229,14 +245,6 @@ def ending(code: int | None) -> str:
     if code == 128 + 11:
         return "crashed (segmentation fault)"
     return f"the program ended early (exit status {code})"
-
-
-def wait(events: list[tuple[int, int]], deadline: float) -> list[tuple[int, int]]:
-    """The descriptors that are ready, or none when the monotonic clock shows `deadline`."""
-    poll = select.poll()
-    for descriptor, event in events:
-        poll.register(descriptor, event)
-    return poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def _number_of(value: Any) -> str:

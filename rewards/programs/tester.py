@@ -12,18 +12,20 @@ import io
 import marshal
 import os
 import sys
+from types import CodeType
 from typing import Any
 
 from rewards.programs.handles import Handle
 from rewards.programs.values import MUTABLE, decode, encode, parse, update
 
-ASK, VERDICT = "A", "V"
+SETUP = -1  # the entry of its steps
+ASK, VERDICT, BROKEN = "A", "V", "B"
 QUESTIONS = frozenset({
-    "endswith", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isdisjoint", "islower",
-    "isnumeric", "isspace", "issubset", "issuperset", "istitle", "isupper", "startswith",
+    "endswith", "is_integer", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isdisjoint",
+    "islower", "isnumeric", "isspace", "issubset", "issuperset", "istitle", "isupper", "startswith",
 })  # fmt: skip
-"""Methods of text and sets that answer yes or no. An object in their place would always say yes,
-so they are asked only of classes that the tests name."""
+"""Methods of text, numbers and sets that answer yes or no. An object in their place would always
+say yes, so they are asked only of classes that the tests name."""
 
 
 class Remote:
@@ -34,6 +36,7 @@ class Remote:
         self._questions = questions
         self._functions: list[Any] = []  # of the tests, handed to the program
         self.classes: tuple[str, ...] = ()  # names that the tests use
+        self.expects_stop = False  # whether the tests themselves speak of StopIteration
         self._errors: dict[str, type[BaseException]] = {}
         self._stdin, self._stdout = sys.stdin, sys.stdout
 
@@ -82,8 +85,14 @@ class Remote:
             if answer[0] == "r":
                 return answer[1:]
             if answer[0] == "x":
-                raise self._error(answer[1])(answer[2])
+                kind = self._error(answer[1])
+                if issubclass(kind, StopIteration) and not self._may_stop(question[0]):
+                    kind = RuntimeError  # `all(map(test, cases))` would take it for the end
+                raise kind(answer[2])
             self._call_back(*answer[1:])
+
+    def _may_stop(self, operation: str) -> bool:
+        return operation == "next" or self.expects_stop
 
     def _call_back(self, number: int, args: list[Any], kwargs: dict[str, Any]) -> None:
         try:
@@ -117,13 +126,15 @@ class Remote:
         return self._errors[name]
 
 
-def main(answers: int, questions: int, *_: str) -> None:
-    """Run the steps that the judge sends, in order."""
-    remote = Remote(answers, questions)
-    remote.write("", "ready")
-    steps, targets, trusted = marshal.loads(bytes.fromhex(remote.read().decode("ascii")))
-    remote.classes = targets
-    namespace: dict[str, Any] = {"__name__": "tests"}
+def _names(code: CodeType) -> set[str]:
+    """Every name that a piece of code uses, also in functions of it."""
+    inner = [part for part in code.co_consts if isinstance(part, type(code))]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _namespace(remote: Remote, targets: tuple[str, ...], trusted: Any) -> dict[str, Any]:
+    """What the tests start with: as a script, beside the program's names."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     for name, module in trusted:
         found = __import__(module)
         namespace[name] = found if name == module else getattr(found, name)
@@ -132,14 +143,29 @@ def main(answers: int, questions: int, *_: str) -> None:
             namespace[name] = remote.ask("name", name)
         except Exception:  # the test that uses it will say so
             continue
-    failed = set()
-    for code, entry, is_test in steps:
+    return namespace
+
+
+def main(answers: int, questions: int, packages: str) -> None:
+    """Run the steps that the judge sends, in order."""
+    if packages:
+        sys.path.append(packages)
+    remote = Remote(answers, questions)
+    remote.write("", "ready")
+    steps, targets, trusted = marshal.loads(bytes.fromhex(remote.read().decode("ascii")))
+    remote.classes = targets
+    remote.expects_stop = any("StopIteration" in _names(code) for code, *_ in steps)
+    namespace = _namespace(remote, targets, trusted)
+    failed: set[int] = set()
+    for code, entry, is_test, imports in steps:
         problem = ""
-        if entry not in failed:
+        if failed.isdisjoint((entry, SETUP)):
             try:
                 exec(code, namespace)
             except BaseException as error:  # also SystemExit: no test ends the others
                 problem = f"{type(error).__name__}: {str(error)[:200]}".removesuffix(": ")
+                if imports:
+                    remote.write(BROKEN, encode(problem, remote._other))
                 if not is_test:
                     failed.add(entry)
         else:

@@ -117,9 +117,9 @@ def decode(node: Any, other: Callable[[list[Any]], Any]) -> Any:
         return tuple([decode(item, other) for item in items])
     if tag == "d":
         values = [decode(item, other) for item in items]
-        return dict(zip(_spread(values[::2]), values[1::2], strict=True))
+        return dict(zip(spread(values[::2]), values[1::2], strict=True))
     if tag in ("s", "f"):
-        values = _spread([decode(item, other) for item in items])
+        values = spread([decode(item, other) for item in items])
         return set(values) if tag == "s" else frozenset(values)
     if tag in _DECODERS:
         return _DECODERS[tag](*items)
@@ -128,8 +128,8 @@ def decode(node: Any, other: Callable[[list[Any]], Any]) -> Any:
     return other(node)
 
 
-def _spread(keys: list[Any]) -> list[Any]:
-    """The keys, unless so many share one hash that a table of them takes for ever."""
+def spread(keys: list[Any]) -> list[Any]:
+    """The keys; raises ValueError if so many share one hash that a table of them takes for ever."""
     if len(keys) > MOST_EQUAL_HASHES:
         hashes = sorted(map(hash, keys))
         for low, high in zip(hashes, hashes[MOST_EQUAL_HASHES:], strict=False):

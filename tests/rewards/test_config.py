@@ -68,6 +68,8 @@ def test_a_plugin_is_found_from_any_folder() -> None:
         ({"math": {}}, "rewards.mixture.math is empty"),
         ({"math": {"a.py:f": 1.0, "b.py:f": 1.0}}, "two rewards called 'f'"),
         ({"math": {"math": 1.0, "b.py:math": 1.0}}, "two rewards called 'math'"),
+        ({"math": {"b.py:length": 1.0}}, "'length' is a name of ours: rename the function"),
+        ({"math": {"b.py:mean": 1.0}}, "'mean' is a name of ours"),
     ],
 )
 def test_a_mixture_is_checked(mixture: dict[str, dict[str, float]], message: str) -> None:

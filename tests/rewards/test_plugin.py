@@ -20,6 +20,7 @@ HELLO = Transcript(messages=TASK.messages, response="hello", response_tokens=1, 
 
 FILE = """
 from dataclasses import dataclass
+import numpy
 from rewards.score import Score
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ def words(task, transcript):
 
 def nan(task, transcript):
     return Score(total=float("nan"))
+
+def text(task, transcript):
+    return Score(total="1")
+
+def numpy_(task, transcript):
+    return Score(total=numpy.float32(0.5), why=3)
 
 def broken(task, transcript):
     return 1 / 0
@@ -65,6 +72,17 @@ def test_what_a_function_may_return(file: Path) -> None:
     assert Plugin(f"{file}:polite").score(TASK, HELLO) == Score(total=1.0, why="hello")
     assert Plugin(f"{file}:short").score(TASK, HELLO) == Score(total=1.0)
     assert Plugin(f"{file}:never").score(TASK, HELLO) is None
+    plain = Plugin(f"{file}:numpy_").score(TASK, HELLO)
+    assert plain == Score(total=0.5, why="3") and type(plain.total) is float
+
+
+def test_a_file_is_read_as_it_is_now_and_leaves_no_cache(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    for value in (1.0, 2.0):  # of one size, within one second
+        path.write_text(f"def f(task, transcript):\n    return {value}\n")
+        score = Plugin(f"{path}:f").score(TASK, HELLO)
+        assert score is not None and score.total == value
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.py"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +90,7 @@ def test_what_a_function_may_return(file: Path) -> None:
     [
         ("words", "returned str, not a float, a Score or None"),
         ("nan", "returned nan"),
+        ("text", "returned str, not a float"),
         ("broken", "ZeroDivisionError: division by zero"),
         ("leaves", "SystemExit: 0"),
     ],
@@ -85,7 +104,7 @@ def test_a_failure_names_function_and_task(file: Path, function: str, message: s
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("polit", "defines no function 'polit'"),
+        ("polit", "defines no function 'polit'; it has polite, short, never"),
         ("number", "defines no function 'number'"),
         ("later", "async is not supported"),
     ],

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rewards.errors import RewardError
-from rewards.recorded import verify_file
+from rewards.recorded import Verification, verify_file
 from rewards.rows import RowError, lines_of
 from rewards.task import TaskKind
-from rewards.verdict import ScorerSpec
+from rewards.verdict import ScorerSpec, Trouble, Verdict
 
 MATH = ScorerSpec(kind=TaskKind.math, timeout_s=2.0)
 CODE = ScorerSpec(kind=TaskKind.code, timeout_s=10.0)
@@ -100,6 +100,19 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
     assert sorted(done.bad) == [2, 3] and (done.rows, done.scored) == (3, 1)
 
 
+def test_a_verifier_that_fails_on_more_than_a_few_rows_is_broken() -> None:
+    done = Verification(kind="math")
+    for number in range(1, 401):
+        trouble = Trouble.crashed if number <= 4 else None
+        score = 0.0 if trouble else 1.0
+        done.add(Verdict(number=number, score=score, why="KeyError", seconds=0.1, trouble=trouble))
+        if number == 3:
+            assert (done.crashed, done.zero, done.broken) == (3, 3, False)
+    assert (done.crashed, done.broken) == (4, False)  # one in a hundred
+    done.add(Verdict(number=401, score=0.0, why="KeyError", seconds=0.1, trouble=Trouble.crashed))
+    assert done.broken and list(done.crashes) == [1, 2, 3, 4, 401]
+
+
 UNREADABLE = {"response": r"\boxed{x+1}", "gold": r"\frac{x+}{"}
 
 
@@ -145,6 +158,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         (Path("/dev/null"), "not a regular file"),
         (tmp_path / "none" / "out", "there is no folder"),
         (source, "is the input"),
+        (Path("/dev/stdout"), "cannot write /dev/stdout: it is (open already|not a regular file)"),
+        (Path("/proc/self/fd/1"), "cannot write /proc/self/fd/1: it is"),
     ):
         with pytest.raises(RowError, match=says):
             verify_file(source, out, MATH, workers=1)

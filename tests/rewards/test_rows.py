@@ -31,6 +31,7 @@ def line(row: object) -> bytes:
         (TaskKind.math, {**MATH, "response": ""}),
         (TaskKind.code, CODE),
         (TaskKind.code, {"response": "", "cases": [{"stdin": "1", "stdout": "2"}]}),
+        (TaskKind.code, {**CODE, "cases": None, "calls": None, "language": None, "setup": None}),
         (TaskKind.code, {**CODE, "setup": "import math", "language": "python"}),
         (TaskKind.instructions, INSTRUCTIONS),
     ],

@@ -159,7 +159,7 @@ def test_cpu_time_is_bounded_and_named() -> None:
 def test_stop_ends_every_process_and_removes_the_group() -> None:
     text = (
         "import os, time\nfor _ in range(3): os.fork()\n"
-        "if os.getpid() != 2: os.setsid()\ntime.sleep(60)"
+        "if os.getpid() != 1: os.setsid()\ntime.sleep(60)"
     )
     child = SANDBOX.start(Launch(command=("{python}", "-I", "-S", "-c", text)))
     assert child.namespace is not None

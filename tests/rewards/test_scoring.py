@@ -18,7 +18,7 @@ from rewards.task import TaskKind
 from rewards.verdict import ScorerSpec, Trouble, Verdict
 
 PLUGIN = """
-import os, signal, subprocess, time
+import os, re, signal, subprocess, time
 from rewards.score import Score
 
 def score(task, transcript):
@@ -27,6 +27,9 @@ def score(task, transcript):
         subprocess.Popen(["sleep", "300.25"])
         while True:
             pass
+    if said == "backtrack":
+        subprocess.Popen(["sleep", "300.25"])
+        re.match("(a+)+$", "a" * 99 + "b")
     if said == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if said == "raise":
@@ -89,7 +92,7 @@ def test_a_hanging_row_scores_0_and_its_processes_end(spec: ScorerSpec) -> None:
     assert time.monotonic() - started < 60.0
     assert not [each for each in set(descendants()) - before if each.is_running()]
     assert not [
-        p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "300"]
+        p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "300.25"]
     ]
 
 
@@ -103,6 +106,15 @@ def test_troubles_of_a_plug_in(spec: ScorerSpec) -> None:
     raised, skipped = score_all(spec, lines("raise", "skip"))
     assert raised.score is None and "KeyError" in raised.why
     assert skipped.score is None and skipped.why == "the reward does not apply"
+
+
+def test_a_worker_that_was_idle_for_long_is_not_late(spec: ScorerSpec) -> None:
+    first, second = lines("5", "slow")
+    with ScoringPool(spec, 1) as pool:
+        assert [verdict.score for verdict in pool.score([first])] == [1.0]
+        time.sleep(2.5)  # more than the limit and its grace
+        (verdict,) = pool.score([second])
+    assert (verdict.score, verdict.trouble) == (0.0, None) and verdict.why == "compared"
 
 
 def test_killed_workers_lose_no_row() -> None:
@@ -183,7 +195,10 @@ def test_works_in_a_thread_and_without_a_main_guard(tmp_path: Path) -> None:
     assert done.stdout.strip() == b"[0.0]", done.stderr
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, spec: ScorerSpec) -> None:
+@pytest.mark.parametrize("doing", ["hang", "backtrack"])  # the latter lets no other thread run
+def test_workers_end_with_a_parent_that_is_killed(
+    tmp_path: Path, spec: ScorerSpec, doing: str
+) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import json, sys\n"
@@ -192,7 +207,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, spec: ScorerSp
         "from rewards.task import TaskKind\n"
         "from rewards.verdict import ScorerSpec\n"
         f"spec = ScorerSpec(kind=TaskKind.math, timeout_s=60.0, reward={spec.reward!r})\n"
-        "rows = [json.dumps({'response': said, 'gold': '5'}).encode() for said in ('5', 'hang')]\n"
+        f"said = ('5', {doing!r})\n"
+        "rows = [json.dumps({'response': each, 'gold': '5'}).encode() for each in said]\n"
         "with ScoringPool(spec, 1) as pool:\n"
         "    for verdict in pool.score(Line(n, row) for n, row in enumerate(rows)):\n"
         "        print(*pool.pids, flush=True)\n"

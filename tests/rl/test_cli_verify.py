@@ -1,5 +1,6 @@
 """`temper verify` and `temper eval-reward verifier` as a person starts them: real processes."""
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
+
+from rewards.recorded import Verification
+from rewards.verdict import Trouble, Verdict
+from rl.verify import verification_json, warn_of_crashes
 
 GOOD = {"response": r"\boxed{5}", "gold": "5"}
 CASE = {"stdin": "1", "stdout": "2"}
@@ -74,6 +80,18 @@ def test_an_unreadable_gold_is_bad_input(tmp_path: Path) -> None:
     done = temper("verify", "math", source, tmp_path / "out")
     assert done.returncode == 2 and 'in line 1: "gold" cannot be read' in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_on_which_the_verifier_fails_are_named_loudly(tmp_path: Path) -> None:
+    done = Verification(kind="math")
+    for number in range(1, 13):
+        done.add(Verdict(number=number, score=0.0, why="raised [KeyError]", seconds=0.0,
+                         trouble=Trouble.crashed))  # fmt: skip
+    said = io.StringIO()
+    warn_of_crashes(done, tmp_path / "in", Console(file=said, width=200))
+    assert "in line 10: raised [KeyError]" in said.getvalue()
+    assert "WARNING: the verifier failed on 12 of 12 rows" in said.getvalue()
+    assert json.loads(verification_json(done))["broken"] is True
 
 
 def _name(process: psutil.Process) -> str:

@@ -244,7 +244,7 @@ def test_a_verifier_on_best_of_n(temper: Any, tmp_path: Path) -> None:
         ((str(PAIRS), "--judge", "http://x", "modle=m"), "did you mean 'model'"),
         ((str(PAIRS), "--judge", "http://x", "asks=all"), "asks must be comparison or score"),
         ((str(PAIRS), "--judge", "http://x", "timeout_s=soon"), "timeout_s must be float"),
-        ((str(PAIRS), "--judge", "http://x"), "--model"),
+        ((str(PAIRS), "--judge", "http://x"), "name of its model: model=NAME"),
         (("compare", "a.json", "b.json"), "cannot read a.json"),
     ],
 )

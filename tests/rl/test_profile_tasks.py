@@ -1,18 +1,22 @@
 """Profiling with a real engine: a tiny K2 as it is made, which solves nothing."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from model.tiny import create_tiny
+from rewards.config import RewardsConfig
 from rewards.task import Message, Task, TaskKind
 from rl.difficulty import TaskProfile, Verdict
 from rl.errors import BadInput
 from rl.profile_files import ProfileFiles
-from rl.profile_tasks import GUESS_PROMPT, ProfileSettings, candidates, guess_task
+from rl.profile_tasks import GUESS_PROMPT, ProfileSettings, candidates, guess_task, profile_tasks
+from rl.progress import Display
 from rl.recipe import load_recipe
 from rollout.config import FamilyConfig, Source, TasksConfig
 from rollout.render import Renderer
@@ -125,6 +129,15 @@ def test_rows_of_other_settings_are_refused_and_half_a_line_is_dropped(tmp_path:
     files.profile.write_text('{"task": 3}\n')
     with pytest.raises(BadInput, match="is no profile"):
         files.read(SETTINGS)
+
+
+def test_a_plug_in_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+    config = load_recipe("quickstart", [])
+    config.rewards = RewardsConfig(mixture={"math": {f"{tmp_path}/none.py:f": 1.0}})
+    settings = ProfileSettings(out=tmp_path / "tasks.jsonl")
+    with pytest.raises(BadInput, match=r"none\.py:f: no such file"):
+        profile_tasks(config, settings, Display(Console(file=io.StringIO())))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

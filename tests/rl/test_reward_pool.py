@@ -111,6 +111,18 @@ def test_what_a_worker_raises_reaches_whoever_waits_and_the_pool_goes_on() -> No
     asyncio.run(main())
 
 
+def test_a_score_too_few_is_an_error_and_nobody_waits_for_ever() -> None:
+    async def short(items: list[Item]) -> list[Score]:
+        return [Score(total=1.0)] * (len(items) - 1)
+
+    async def main() -> None:
+        pool = RewardPool([short], concurrency=2, quick={TaskKind.math})
+        with pytest.raises(ValueError, match="shorter"):
+            await asyncio.wait_for(pool.score(*_item(1)), 10)
+
+    asyncio.run(main())
+
+
 def test_an_episode_nobody_waits_for_any_more_is_not_sent() -> None:
     async def main() -> None:
         worker = Worker(open_=False)

@@ -122,6 +122,27 @@ def test_a_slow_reward_is_named_while_it_runs(
     runner.run(asyncio.wait_for(main(), 60))
 
 
+def test_an_answer_that_comes_late_names_its_slow_reward_all_the_same(
+    pool: RewardPool,
+    cluster: Cluster,
+    runner: asyncio.Runner,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rl.cluster.SLOW_ANSWER_S", 0.0)  # no answer is there in time
+
+    async def main() -> None:
+        score = asyncio.create_task(pool.score(_task("late"), _said("wait")))
+        while not (found := await cluster.slow_rewards()):
+            await asyncio.sleep(0.05)
+        assert [slow.task_id for slow in found] == ["late"]
+        (folder / "go").touch()
+        await score
+        (folder / "go").unlink()
+
+    runner.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_killed_worker_is_replaced_and_its_episodes_are_scored(
     pool: RewardPool, runner: asyncio.Runner, folder: Path
 ) -> None:

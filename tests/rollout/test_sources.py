@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,21 @@ def test_whole_tasks(tmp_path: Path) -> None:
     assert JsonLines(config.families[0]).problem(0).question == "1+1?"
 
 
+def test_an_instruction_does_not_move_a_task_to_the_other_split(tmp_path: Path) -> None:
+    rows: list[object] = [
+        {**TASK, "messages": [{"role": "user", "content": f"{n}+1?"}], "question": None}
+        for n in range(60)
+    ]
+    plain = _file(tmp_path, rows, Source.tasks)
+    boxed = replace(plain, instruction="Box it.")
+    config = TasksConfig(families=[plain], test_families=[boxed], held_out_percent=50)
+    train, held_out = TaskStream(config, Split.train), TaskStream(config, Split.held_out)
+    trained = {train.at(n).messages[0].content for n in range(60)}
+    tested = {held_out.at(n).messages[0].content for n in range(60 - len(trained))}
+    assert len(tested) == 60 - len(trained) and all(text.endswith("\nBox it.") for text in tested)
+    assert not trained & {text.removesuffix("\nBox it.") for text in tested}
+
+
 def test_gzip_the_data_folder_and_the_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +185,13 @@ def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
         (Source.gsm8k, {"answer": "#### 1"}, "line 2: key 'question' is missing"),
         (Source.gsm8k, {"question": "q", "answer": "1"}, "line 2: key 'answer' has no gold"),
         (Source.gsm8k, {"question": "q", "answer": "####"}, "line 2: key 'answer' has no gold"),
+        (
+            Source.gsm8k,
+            {"question": "\ud800", "answer": "#### 1"},
+            "line 2: a text holds half of a",
+        ),
+        (Source.gsm8k, '{"question": ' + "9" * 5000 + "}", "line 2: Exceeds the limit"),
+        (Source.gsm8k, "[" * 100_000, "line 2: maximum recursion"),
         (Source.deepmath, {"prompt": "q"}, "line 2: key 'ground_truth' is missing"),
         (Source.deepmath, {"ground_truth": "1"}, "line 2: key 'prompt' is missing"),
         (Source.deepmath, {"messages": [{}], "ground_truth": "1"}, "line 2: key 'messages'"),

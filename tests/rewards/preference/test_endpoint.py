@@ -229,7 +229,11 @@ def test_no_answer_can_close_its_mark() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"url": "ftp://x"}, "http"), ({"model": ""}, "--model"), ({"timeout_s": 0}, "positive")],
+    [
+        ({"url": "ftp://x"}, "http"),
+        ({"model": ""}, "its model: model=NAME"),
+        ({"timeout_s": 0}, "positive"),
+    ],
 )
 def test_settings_that_cannot_work(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -143,6 +143,7 @@ def test_what_a_function_gets_wrong_is_told(tmp_path: Path) -> None:
         "    return {'n': float('nan'), 't': 'good', 'r': 1 / 0 if response == 'r' else 0}"
         ".get(response, 0.5)\n"
         "def wide(prompt, a, b):\n    return 3\n"
+        "def leave(prompt, response):\n    raise SystemExit(0)\n"
     )
     rows = [row("1", "n", "x"), row("2", "t", "x"), row("3", "r", "x"), row("4", "x", "y")]
     said = judged(FunctionJudge(path, "score"), rows, tmp_path)
@@ -155,12 +156,14 @@ def test_what_a_function_gets_wrong_is_told(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in said.problems[2].why
     wide = judged(FunctionJudge(path, "wide"), rows[:1], tmp_path)
     assert lists(wide) == [None] and len(wide.problems) == 2
+    left = judged(FunctionJudge(path, "leave"), rows[:1], tmp_path)
+    assert lists(left) == [None] and "raised SystemExit" in left.problems[0].why
 
 
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        (None, "score", "no file"),
+        (None, "score", "no such file"),
         ("x = 1\n", "score", "no function 'score'; it has none"),
         ("def rate(a, b): return 1\n", "score", "it has rate"),
         ("def score(a): return 1\n", "score", "takes 1 arguments"),
