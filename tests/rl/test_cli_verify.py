@@ -110,6 +110,8 @@ def test_interrupted_leaves_nothing(tmp_path: Path, number: signal.Signals) -> N
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job, as a CI may be, passes on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     until = time.monotonic() + 60.0
     family: list[psutil.Process] = []

@@ -23,10 +23,11 @@ from rollout.errors import EngineError
 RULE = RepetitionConfig(
     ngram=4, ngram_times=3, window=256, period=32, period_times=3, min_tokens=32
 )
-# Mean and 99th percentile of |difference| in nats between engine and fp32 reference. In bfloat16 a
-# token near a tie between two experts may be routed otherwise: rare, but then off by any amount;
-# the bounds are about twice what was measured.
-TOLERANCE = {Dtype.float32: (1e-4, 1e-3), Dtype.bfloat16: (2e-2, 0.6)}
+# Mean of |difference| in nats between engine and fp32 reference, and a bound that a share of all
+# tokens keeps. A token near a tie between two experts may be routed otherwise, and the rest of its
+# sequence feels it: off by any amount in bfloat16, where it is common; in float32, where nearly all
+# differ by 1e-6, one run in dozens had 0.16 nats over 1,600 tokens. Stale weights are 0.09 or more.
+TOLERANCE = {Dtype.float32: (1e-3, 0.9, 1e-4), Dtype.bfloat16: (2e-2, 0.99, 0.6)}
 
 
 @pytest.fixture(scope="module", params=[Dtype.float32, Dtype.bfloat16], ids=lambda d: d.value)
@@ -45,9 +46,9 @@ def engine(dtype: Dtype, checkpoints, runner: asyncio.Runner) -> Iterator[Engine
 def agree(one: list[list[float]], other: list[list[float]], dtype: Dtype) -> None:
     pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
     difference = torch.tensor([abs(a - b) for a, b in pairs])
-    mean, tail = TOLERANCE[dtype]
+    mean, share, tail = TOLERANCE[dtype]
     assert difference.mean() < mean
-    assert difference.quantile(0.99) < tail
+    assert difference.quantile(share) < tail
 
 
 def scored(completions: list[Completion]) -> list[list[int]]:
