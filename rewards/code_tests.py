@@ -107,9 +107,6 @@ class CodeVerifier:
         """Raise `RewardError`, with what to install, where no sandbox can run."""
         self._box()
 
-    def close(self) -> None:
-        """Nothing outlives a call of `verify`."""
-
     def _run(self, program: str, tests: CodeReference, language: Language) -> tuple[int, str]:
         """How many tests pass, and what became of the first that does not."""
         deadline = time.monotonic() + self._config.program_timeout_s

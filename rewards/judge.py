@@ -71,7 +71,6 @@ class VerifiableJudge:
     def close(self) -> None:
         """End the verifiers' processes."""
         self._math.close()
-        self._code.close()
 
     def _rewards(self, kind: TaskKind) -> dict[str, float]:
         rewards = self._mixture.get(kind)

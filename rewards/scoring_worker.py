@@ -58,7 +58,7 @@ def make_scorer(spec: ScorerSpec) -> tuple[Scorer, Callable[[], None]]:
         config = CodeConfig(timeout_s=limit_s, program_timeout_s=spec.timeout_s)
         check_sandbox(config)
         programs = CodeVerifier(config)
-        return lambda row: programs.verify(row.response, row.reference), programs.close
+        return lambda row: programs.verify(row.response, row.reference), lambda: None
     return lambda row: instructions.verify(row.response, row.prompt, row.reference), lambda: None
 
 

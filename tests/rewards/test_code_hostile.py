@@ -95,7 +95,6 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attempts]:
             connections = 1
         except BlockingIOError:
             pass
-    verifier.close()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     del os.environ["TEMPER_TEST_SECRET"]
     yield Attempts(

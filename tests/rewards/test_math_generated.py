@@ -1,7 +1,7 @@
 """Thousands of generated cases: rewrites that keep the value, and near misses."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -340,6 +340,9 @@ def _letter(rng: random.Random) -> Family:
     return Family(letter, right, wrong)
 
 
+Generate = Callable[
+    [Sequence[tuple[Callable[[random.Random], Family], int]]], list[tuple[str, str, bool]]
+]
 FAMILIES: list[tuple[Callable[[random.Random], Family], int]] = [
     (_integer, 40),
     (_decimal, 25),
@@ -354,35 +357,16 @@ FAMILIES: list[tuple[Callable[[random.Random], Family], int]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def verifier() -> Iterator[MathVerifier]:
-    made = MathVerifier(timeout_s=5.0)
-    made.start()
-    yield made
-    made.close()
-
-
-def _cases() -> list[tuple[str, str, bool]]:
-    rng = random.Random(20)
-    cases = []
-    for family, count in FAMILIES:
-        for _ in range(count):
-            gold, right, wrong = family(rng)
-            cases += [(gold, answer, True) for answer in right]
-            cases += [(gold, answer, False) for answer in wrong]
-    return cases
-
-
-def test_there_are_thousands() -> None:
-    cases = _cases()
+def test_there_are_thousands(generate: Generate) -> None:
+    cases = generate(FAMILIES)
     assert len(cases) > 3500 and len(set(cases)) > 3000
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_generated_cases(verifier: MathVerifier, right: bool) -> None:
+def test_generated_cases(verifier: MathVerifier, generate: Generate, right: bool) -> None:
     failed = [
         (gold, answer)
-        for gold, answer, expected in _cases()
+        for gold, answer, expected in generate(FAMILIES)
         if expected is right
         and verifier.verify(rf"So $\boxed{{{answer}}}$.", gold).total != float(right)
     ]

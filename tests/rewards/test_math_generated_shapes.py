@@ -1,7 +1,7 @@
 """Generated cases that have a shape, such as tuples and intervals: rewrites and near misses."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -176,6 +176,9 @@ def _line(rng: random.Random) -> Family:
     return Family(gold, right, wrong)
 
 
+Generate = Callable[
+    [Sequence[tuple[Callable[[random.Random], Family], int]]], list[tuple[str, str, bool]]
+]
 FAMILIES: list[tuple[Callable[[random.Random], Family], int]] = [
     (_tuple, 30),
     (_set, 30),
@@ -186,35 +189,16 @@ FAMILIES: list[tuple[Callable[[random.Random], Family], int]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def verifier() -> Iterator[MathVerifier]:
-    made = MathVerifier(timeout_s=5.0)
-    made.start()
-    yield made
-    made.close()
-
-
-def _cases() -> list[tuple[str, str, bool]]:
-    rng = random.Random(20)
-    cases = []
-    for family, count in FAMILIES:
-        for _ in range(count):
-            gold, right, wrong = family(rng)
-            cases += [(gold, answer, True) for answer in right]
-            cases += [(gold, answer, False) for answer in wrong]
-    return cases
-
-
-def test_there_are_enough() -> None:
-    cases = _cases()
+def test_there_are_enough(generate: Generate) -> None:
+    cases = generate(FAMILIES)
     assert len(cases) > 2000 and len(set(cases)) > 1800
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_generated_cases(verifier: MathVerifier, right: bool) -> None:
+def test_generated_cases(verifier: MathVerifier, generate: Generate, right: bool) -> None:
     failed = [
         (gold, answer)
-        for gold, answer, expected in _cases()
+        for gold, answer, expected in generate(FAMILIES)
         if expected is right
         and verifier.verify(rf"So $\boxed{{{answer}}}$.", gold).total != float(right)
     ]
