@@ -9,11 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from rewards.budget import LENGTH_PART, PART, REPETITION_PART
+from rewards.critic_config import CalibrationConfig, CriticConfig
 from rewards.sandbox_config import CodeConfig
 from rewards.task import TaskKind
 
-VERIFIERS = (TaskKind.math.value, TaskKind.code.value, TaskKind.instructions.value)
+VERIFIERS = (
+    TaskKind.math.value,
+    TaskKind.code.value,
+    TaskKind.instructions.value,
+    TaskKind.critic.value,
+)
 """Rewards that need no plug-in; each is the default of the task kind of its name."""
+
+RUBRIC = "rubric"
+"""The critic's reward, the default of kind open: made from a whole group, in the rollout worker."""
+
+EXPLANATIONS = "explanations"
+"""True quality of generated open-ended tasks: to be watched, with weight 0."""
+
+BUILT_IN = (*VERIFIERS, RUBRIC, EXPLANATIONS)
 
 TAKEN = (PART, REPETITION_PART, LENGTH_PART, "mean", "mixed_groups", "slow")
 """Parts of a score, and metrics beside them, that no plug-in may be called."""
@@ -108,12 +122,16 @@ class RewardsConfig:
 
     A kind that is left out has its verifier alone. `path/to/file.py:function`, from the working
     folder, is a plug-in: `function(task, transcript) -> float | Score | None`, None where it does
-    not apply. Pass@1 counts totals of 1 and more.
+    not apply. With weight 0 a reward is watched: measured (`watched/NAME`), not rewarded. Pass@1
+    counts totals of 1 and more.
     """
     over_budget_reward: float = -0.5
     """Reward of an episode cut by its token budget; a wrong answer is 0, a right one 1."""
     length: LengthConfig = field(default_factory=LengthConfig)
     repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
+    critic: CriticConfig | None = None
+    """Judges answers that no verifier can score. None: no task of kind open can be trained on."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     math_timeout_s: float = 5.0
     """Most seconds that one answer may take to be compared; then it scores 0."""
     code: CodeConfig = field(default_factory=CodeConfig)
@@ -135,7 +153,12 @@ class RewardsConfig:
         _at_least(self.workers, 1, "rewards.workers")
         _at_least(self.concurrency, 1, "rewards.concurrency")
         given = {kind: _checked(kind, rewards) for kind, rewards in self.mixture.items()}
-        self.mixture = {name: {name: 1.0} for name in VERIFIERS} | given
+        defaults = {name: {name: 1.0} for name in VERIFIERS}
+        if self.critic is not None:
+            defaults[TaskKind.open.value] = {RUBRIC: 1.0}
+        elif any(RUBRIC in rewards for rewards in given.values()):
+            raise ValueError(f"rewards.mixture names {RUBRIC!r}: set rewards.critic, its judge")
+        self.mixture = defaults | given
 
 
 def is_plugin(reward: str) -> bool:
@@ -157,13 +180,9 @@ def _checked(kind: str, rewards: Mapping[str, Any]) -> dict[str, float]:
     if not rewards:
         raise ValueError(f"{where} is empty: name a reward, or leave the kind out")
     for reward, weight in rewards.items():
-        if not is_plugin(reward) and reward not in VERIFIERS:
-            raise ValueError(
-                f"{where} names an unknown reward {reward!r}{_nearest(reward, VERIFIERS)}; "
-                "a plug-in is path/to/file.py:function"
-            )
-        if not (isinstance(weight, int | float) and 0.0 < weight < math.inf):
-            raise ValueError(f"{where}.{reward} must be positive and finite, got {weight}")
+        _check_reward(kind, reward, weight)
+    if not any(rewards.values()):
+        raise ValueError(f"{where} only watches: give one reward a weight over 0")
     absolute = {_absolute(reward): float(weight) for reward, weight in rewards.items()}
     names = list(part_names(absolute).values())
     for name in names:
@@ -172,6 +191,24 @@ def _checked(kind: str, rewards: Mapping[str, Any]) -> dict[str, float]:
         if names.count(name) > 1:
             raise ValueError(f"{where} has two rewards called {name!r}: rename a function")
     return absolute
+
+
+def _check_reward(kind: str, reward: str, weight: Any) -> None:
+    where = f"rewards.mixture.{kind}"
+    if not is_plugin(reward) and reward not in BUILT_IN:
+        raise ValueError(
+            f"{where} names an unknown reward {reward!r}{_nearest(reward, BUILT_IN)}; "
+            "a plug-in is path/to/file.py:function"
+        )
+    if not (isinstance(weight, int | float) and 0.0 <= weight < math.inf):
+        raise ValueError(f"{where}.{reward} must be at least 0 and finite, got {weight}")
+    if reward == TaskKind.critic.value and kind != reward:
+        raise ValueError(
+            f"{where}.{reward}: it scores the critic's own tasks; what the critic gives is called "
+            f"{RUBRIC!r}"
+        )
+    if reward == RUBRIC and (weight == 0 or kind != TaskKind.open.value):
+        raise ValueError(f"{where}.{reward}: only kind open has it, with a weight over 0")
 
 
 def _absolute(reward: str) -> str:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 
-from rewards import instructions
+from rewards import critic_task, explanations, instructions
 from rewards.budget import apply_budget
 from rewards.code_tests import CodeVerifier
-from rewards.config import RewardsConfig, part_names
+from rewards.config import EXPLANATIONS, RUBRIC, RewardsConfig, part_names
 from rewards.errors import RewardError
 from rewards.math_answer import MathVerifier
 from rewards.mixture import mix
@@ -36,6 +36,8 @@ class VerifiableJudge:
             TaskKind.math.value: self._score_math,
             TaskKind.code.value: self._score_code,
             TaskKind.instructions.value: _score_instructions,
+            TaskKind.critic.value: _score_critic,
+            EXPLANATIONS: _score_explanations,
         }
         self._mixture = {TaskKind(kind): dict(rewards) for kind, rewards in config.mixture.items()}
         self._plugins = load_plugins(config)
@@ -84,12 +86,14 @@ class VerifiableJudge:
         names = part_names(rewards)
         scores: dict[str, Score | None] = {}
         for reward, name in names.items():
-            with self._watch.timed(task.id, name):
-                scores[name] = self._part(reward, task, transcript)
-        mixed = mix(scores, {names[reward]: weight for reward, weight in rewards.items()})
-        if mixed is None:
+            if reward != RUBRIC:  # the sampler adds it, once the whole group is there
+                with self._watch.timed(task.id, name):
+                    scores[name] = self._part(reward, task, transcript)
+        weights = {names[reward]: weight for reward, weight in rewards.items()}
+        mixed = mix(scores, weights)
+        if RUBRIC not in rewards and (mixed is None or not mixed.parts):
             raise RewardError(f"task {task.id}: none of {', '.join(scores)} applies to it")
-        return apply_budget(mixed, transcript, self._over_budget_reward)
+        return apply_budget(mixed or Score(total=0.0), transcript, self._over_budget_reward)
 
     def _part(self, reward: str, task: Task, transcript: Transcript) -> Score | None:
         plugin = self._plugins.get(reward)
@@ -105,6 +109,14 @@ class VerifiableJudge:
 
     def _score_code(self, task: Task, transcript: Transcript) -> Score:
         return self._code.verify(transcript.response, task.reference)
+
+
+def _score_critic(task: Task, transcript: Transcript) -> Score:
+    return critic_task.verify(transcript.response, task.reference)
+
+
+def _score_explanations(task: Task, transcript: Transcript) -> Score:
+    return explanations.verify(transcript.response, task.reference)
 
 
 def _score_instructions(task: Task, transcript: Transcript) -> Score:

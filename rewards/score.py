@@ -15,3 +15,4 @@ class Score:
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)  # by reward name; they sum to total
     why: str = ""  # one line a person can read
+    watched: Mapping[str, float] = field(default_factory=dict)  # measured, not rewarded

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rewards.rubric import Rubric
+
 
 class TaskKind(StrEnum):
     """Chooses the verifier and, through the recipe, the token budget."""
@@ -10,8 +12,9 @@ class TaskKind(StrEnum):
     math = "math"
     code = "code"
     instructions = "instructions"
-    open = "open"
+    open = "open"  # no checkable answer: judged by the critic
     agent = "agent"
+    critic = "critic"  # which of two answers is better, by the verifier of the task they answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Task:
     token_budget: int  # most tokens of the policy in one episode (K2 sec. 3.2.3)
     solution: str | None = None  # a worked solution, for the supervised start and the PTX set
     tags: tuple[str, ...] = ()  # the first is the family: metrics are split by it
+    rubrics: tuple[Rubric, ...] = ()  # of this task alone, beside the recipe's (human-annotated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ class GroupBuffer:
         self._size = groups_per_step
         self._max_staleness = max_staleness
         self._version = version
-        self._groups: dict[int, Group] = {}
+        self._groups: dict[int, Group | None] = {}
         self._changed = asyncio.Condition()
 
     async def admit(self, position: int) -> None:
@@ -28,18 +28,22 @@ class GroupBuffer:
         async with self._changed:
             await self._changed.wait_for(lambda: step - self._version <= self._max_staleness)
 
-    async def put(self, position: int, group: Group) -> None:
-        """Hand in the finished group of `position`."""
+    async def put(self, position: int, group: Group | None) -> None:
+        """Hand in the finished group of `position`; None if it is passed over."""
         async with self._changed:
             self._groups[position] = group
             self._changed.notify_all()
 
     async def take(self, step: int) -> list[Group]:
-        """Wait for all groups of `step`, remove and return them in task order."""
+        """Wait for all groups of `step`, remove and return them in task order.
+
+        There may be fewer than in other steps: those passed over are left out.
+        """
         positions = range(step * self._size, (step + 1) * self._size)
         async with self._changed:
             await self._changed.wait_for(lambda: all(p in self._groups for p in positions))
-            return [self._groups.pop(p) for p in positions]
+            groups = [self._groups.pop(p) for p in positions]
+        return [group for group in groups if group is not None]
 
     async def published(self, version: int) -> None:
         """Every engine now serves `version`."""

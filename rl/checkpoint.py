@@ -12,12 +12,15 @@ import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from model.formats import CheckpointError
 from rl.errors import BadInput, RunFailed
 from rl.evaluate import PassRate
+from rl.self_critique import CritiqueState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,7 @@ class RunState:
     train_seconds: float
     eval_before: dict[str, PassRate]
     restarts: int
+    critique: CritiqueState = field(default_factory=CritiqueState)
 
 
 def _digest(path: Path) -> str:
@@ -148,6 +152,4 @@ def verify(checkpoint: Path) -> None:
 
 def read_state(checkpoint: Path) -> RunState:
     """The driver's part of a verified checkpoint."""
-    content = json.loads((checkpoint / "state.json").read_text())
-    rates = {name: PassRate(**rate) for name, rate in content.pop("eval_before").items()}
-    return RunState(**content, eval_before=rates)
+    return TypeAdapter(RunState).validate_json((checkpoint / "state.json").read_bytes())

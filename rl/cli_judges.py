@@ -52,7 +52,8 @@ def eval_pairs(
         str | None,
         typer.Option(
             "--judge",
-            help="FILE.py:FUNCTION, URL, a folder with a reward model, or verifier:KIND.",
+            help="FILE.py:FUNCTION, URL, a folder with a reward model, critic:CHECKPOINT, "
+            "or verifier:KIND.",
         ),
     ] = None,
     shape: Annotated[
@@ -72,11 +73,15 @@ def eval_pairs(
     temper eval-reward pairs.jsonl --judge mine.py:compare          compare(prompt, a, b)
     temper eval-reward pairs.jsonl --judge http://host:8000/v1 model=NAME concurrency=32
     temper eval-reward best_of_8.jsonl --judge path/to/reward_model
+    temper eval-reward pairs.jsonl --judge critic:path/to/policy rubrics=k2 max_tokens=1024
+    temper eval-reward pairs.jsonl --judge http://host:8000/v1 model=NAME asks=critic rubrics=k2
     temper eval-reward compare runs/eval-reward/A runs/eval-reward/B
 
-    Keys: model, asks (comparison or score), orders (both or first), max_tokens, timeout_s,
-    concurrency, api_key_env. What a judge says is kept in the folder: the same command goes on
-    after a stop. Rows that cannot be used are counted and shown, never dropped in silence.
+    Keys: orders (both or first), max_tokens, concurrency; of endpoints model, asks (comparison,
+    score or critic), timeout_s, api_key_env; of critics rubrics (names in configs/rubrics or files,
+    with commas between), decided_by (overall or rubrics), temperature; of critic:CHECKPOINT
+    max_model_len. What a judge says is kept in the folder: the same command goes on after a stop.
+    Rows that cannot be used are counted and shown, never dropped in silence.
     """
     from rl.errors import BadInput
     from rl.eval_reward import Evaluation, evaluate_judge
@@ -122,7 +127,7 @@ def eval_compare(
 
 
 def _judge(spec: str, options: "JudgeOptions") -> "Judge":
-    """Loads torch and verifiers for judges that need them alone."""
+    """Loads torch, vLLM and verifiers for judges that need them alone."""
     from rl.open_judge import open_judge
 
     if Path(spec).is_dir():
@@ -134,4 +139,12 @@ def _judge(spec: str, options: "JudgeOptions") -> "Judge":
         from rl.verifier_judge import open_verifier
 
         return open_verifier(name)
+    if kind == "critic":
+        from rl.checkpoint_critic import open_checkpoint_critic
+
+        return open_checkpoint_critic(Path(name), options)
+    if options.asks == "critic" and kind in ("http", "https"):
+        from rl.critic_judge import open_endpoint_critic
+
+        return open_endpoint_critic(spec, options)
     return open_judge(spec, options)

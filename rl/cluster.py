@@ -5,11 +5,12 @@ loads vLLM, a reward worker never loads torch.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +21,15 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from model.config import Rank
 from model.send_weights import merged
-from rewards.config import RewardsConfig
+from rewards.comparison import Pair, PairOutcome
 from rewards.score import Score
 from rewards.task import Task, TaskKind
 from rewards.watch import SlowReward
 from rl.config import ClusterConfig, TrainConfig
 from rl.errors import BadInput, RunFailed
-from rl.reward_pool import Item, RewardPool, WorkerDied, quick_kinds
+from rl.reward_pool import Item, WorkerDied
 from rl.reward_worker import RewardWorker
-from rollout.config import EngineConfig
+from rl.rollout_worker import RolloutWorker
 from rollout.episode import Group
 from rollout.probe import compare_probe
 
@@ -125,56 +126,6 @@ class RewardCalls:
                 await asyncio.sleep(0.2)
 
 
-def reward_pool(workers: Sequence[ActorHandle], config: RewardsConfig) -> RewardPool:
-    """The reward workers as one judge, for the event loop of whoever asks."""
-    return RewardPool(
-        [RewardCalls(worker) for worker in workers],
-        concurrency=config.concurrency,
-        quick=quick_kinds(config),
-    )
-
-
-class RolloutWorker:
-    """Owns one vLLM engine; turns tasks into scored groups."""
-
-    async def start(
-        self,
-        config: EngineConfig,
-        checkpoint: Path,
-        judges: Sequence[ActorHandle],
-        rewards: RewardsConfig,
-    ) -> None:
-        """Start the engine on `checkpoint` and get it ready to take weights."""
-        from rollout.engine import Engine
-        from rollout.render import Renderer
-        from rollout.sampler import GroupSampler
-
-        self._engine = await Engine.start(config, checkpoint, repetition=rewards.repetition)
-        self._sampler = GroupSampler(
-            Renderer(checkpoint),
-            self._engine,
-            reward_pool(judges, rewards),
-            repetition_reward=rewards.repetition.reward,
-        )
-
-    async def sample(self, task: Task, samples: int, temperature: float) -> Group:
-        """One group, from prompt to score."""
-        return await self._sampler.sample(task, samples=samples, temperature=temperature)
-
-    async def receive(self, update: Any, probe: list[list[int]]) -> list[list[float]]:
-        """Take the weights; return the log-probs of the probe sequences under them."""
-        await self._engine.receive(update)
-        return await self._engine.score_tokens(probe)
-
-    async def busy_seconds(self) -> float:
-        """Seconds with at least one request running."""
-        return self._engine.stats().busy_seconds
-
-    async def shutdown(self) -> None:
-        """Stop the engine and its processes."""
-        await self._engine.shutdown()
-
-
 class LearnerWorker:
     """Owns one shard of the learner."""
 
@@ -227,14 +178,31 @@ class RemoteRollouts:
         self.workers = list(workers)
         self._under_way = [0] * len(workers)
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
         """One group, from prompt to score."""
+        with self._least_busy(samples) as worker:
+            try:
+                return await ask(worker.sample.remote(task, samples, temperature, rank))
+            except ValueError as error:
+                raise BadInput(f"task {task.id}: {error}") from error
+
+    async def compare(self, pairs: Sequence[Pair]) -> list[PairOutcome]:
+        """The critic's outcome of each pair, in order; spread over the workers."""
+        return list(await asyncio.gather(*(self._compare(pair) for pair in pairs)))
+
+    async def _compare(self, pair: Pair) -> PairOutcome:
+        with self._least_busy(2) as worker:
+            return await ask(worker.compare.remote(pair))
+
+    @contextlib.contextmanager
+    def _least_busy(self, samples: int) -> Iterator[ActorHandle]:
+        """The worker with the fewest samples under way, with so many more while this lasts."""
         chosen = min(range(len(self.workers)), key=self._under_way.__getitem__)
         self._under_way[chosen] += samples
         try:
-            return await ask(self.workers[chosen].sample.remote(task, samples, temperature))
-        except ValueError as error:
-            raise BadInput(f"task {task.id}: {error}") from error
+            yield self.workers[chosen]
         finally:
             self._under_way[chosen] -= samples
 
@@ -365,9 +333,10 @@ class Cluster:
             for index in range(self._config.cluster.rollout_workers)
         ]
         workers = [_actor(RolloutWorker) for _ in configs]
+        judges = [RewardCalls(judge) for judge in self.judges]
         await asyncio.gather(
             *(
-                ask(worker.start.remote(engine, checkpoint, self.judges, self._config.rewards))
+                ask(worker.start.remote(engine, checkpoint, judges, self._config.rewards))
                 for worker, engine in zip(workers, configs, strict=True)
             )
         )

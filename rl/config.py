@@ -94,6 +94,8 @@ class SftConfig:
     sequences_per_step: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 20
+    cooldown_steps: int = 0
+    """Last of max_steps, over which the learning rate falls to nothing."""
     target_accuracy: float = 0.3
     """Stop at the first test at or over this pass@1."""
     test_every: int = 20
@@ -104,7 +106,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         """Check the bounds."""
         _at_least(self, "sft", max_steps=1, sequences_per_step=1, test_every=1, test_tasks=1)
-        _at_least(self, "sft", threads=1, warmup_steps=1, learning_rate=0)
+        _at_least(self, "sft", threads=1, warmup_steps=1, cooldown_steps=0, learning_rate=0)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rewards.intervals import wilson
-from rewards.task import Task
+from rewards.task import Task, TaskKind
 from rollout.episode import Episode, Group
 
 
 class Sampler(Protocol):
     """Draws one scored group."""
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
-        """`samples` episodes of `task`."""
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
+        """`samples` episodes of `task`; not ranked by the critic if `rank` is false."""
         ...
 
 
@@ -60,15 +62,42 @@ def solved(group: Group) -> float:
     return sum(passed(e) for e in group.episodes) / len(group.episodes)
 
 
-async def evaluate(
+def watched(episode: Episode) -> float | None:
+    """The mean of what is watched of an episode; None if nothing is."""
+    values = episode.score.watched.values()
+    return sum(values) / len(values) if values else None
+
+
+async def sample_all(
     sampler: Sampler, tasks: Iterable[Task], *, samples: int, temperature: float
-) -> dict[str, PassRate]:
-    """Pass@1 over all `tasks` under "all", and by family (a task's first tag)."""
-    groups = await asyncio.gather(
-        *(sampler.sample(task, samples=samples, temperature=temperature) for task in tasks)
+) -> list[Group]:
+    """One group of every task, not ranked by the critic: ranks only compare within a group."""
+    return await asyncio.gather(
+        *(
+            sampler.sample(task, samples=samples, temperature=temperature, rank=False)
+            for task in tasks
+        )
     )
-    by_name: dict[str, list[float]] = {"all": [solved(g) for g in groups]}
+
+
+def rates(groups: Sequence[Group]) -> dict[str, PassRate]:
+    """Pass@1 over all groups under "all", and by family (a task's first tag).
+
+    Open-ended tasks cannot be passed: they are not among "all", and their families' rates are the
+    mean of what is watched of them, if anything is.
+    """
+    by_name: dict[str, list[float]] = {}
     for group in groups:
-        if group.task.tags:
-            by_name.setdefault(group.task.tags[0], []).append(solved(group))
+        is_open = group.task.kind is TaskKind.open
+        quality = _watched_mean(group) if is_open else solved(group)
+        if quality is None:
+            continue
+        names = [] if is_open else ["all"]
+        for name in [*names, *group.task.tags[:1]]:
+            by_name.setdefault(name, []).append(quality)
     return {name: pass_rate(values) for name, values in by_name.items()}
+
+
+def _watched_mean(group: Group) -> float | None:
+    values = [value for e in group.episodes if (value := watched(e)) is not None]
+    return sum(values) / len(values) if values else None

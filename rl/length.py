@@ -72,9 +72,13 @@ class LengthRecorder:
         self._sampler = sampler
         self._lengths: dict[str, list[int]] = {}
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
         """One group of the sampler, noted."""
-        group = await self._sampler.sample(task, samples=samples, temperature=temperature)
+        group = await self._sampler.sample(
+            task, samples=samples, temperature=temperature, rank=rank
+        )
         noted = self._lengths.setdefault(family(task), [])
         noted += [e.transcript.response_tokens for e in group.episodes if passed(e)]
         return group

@@ -9,9 +9,10 @@ The engine and the learner are protocols: processes of a cluster, or fakes in a 
 """
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,10 +26,31 @@ from rl.sample import Sample, samples_of
 from rollout.episode import Group
 
 
+async def nothing_measured(step: int) -> Mapping[str, float]:
+    """No metrics."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What a run asks, imitates, rewards and measures."""
+
+    task_at: Callable[[int], Task | None]
+    """The task at a position of the training stream; None passes it over."""
+    ptx_at: Callable[[int], Sequence[Batch]] = lambda step: []
+    """The supervised batches that join a step, one per minibatch."""
+    shape: Callable[[int, Group], Group] = lambda step, group: group
+    """The group of a step with its final rewards, once all its episodes are scored."""
+    measure: Callable[[int], Coroutine[None, None, Mapping[str, float]]] = nothing_measured
+    """What else the engines measure at a step, while the learner trains."""
+
+
 class Rollouts(Protocol):
     """All engines together."""
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
         """One group, from prompt to score."""
         ...
 
@@ -67,9 +89,7 @@ class Loop:
         *,
         rollouts: Rollouts,
         policy: Policy,
-        task_at: Callable[[int], Task],
-        ptx_at: Callable[[int], Sequence[Batch]],
-        shape: Callable[[int, Group], Group] = lambda step, group: group,
+        course: Course,
         start: int = 0,
     ) -> None:
         """Take the parts.
@@ -78,17 +98,14 @@ class Loop:
             config: the recipe.
             rollouts: engines that serve version `start`.
             policy: the learner that published it.
-            task_at: the task at a position of the training stream.
-            ptx_at: the supervised batches that join a step, one per minibatch.
-            shape: the group of a step with its final rewards, once all its episodes are scored.
+            course: what is asked, imitated, rewarded and measured.
             start: steps already trained.
         """
         self._config = config
         self._rollouts = rollouts
         self._policy = policy
-        self._task_at = task_at
-        self._ptx_at = ptx_at
-        self._shape = shape
+        self._course = course
+        self._measuring: asyncio.Task[Mapping[str, float]] | None = None
         self._start = start
         self._buffer = GroupBuffer(
             groups_per_step=config.rollout.groups_per_step,
@@ -101,7 +118,7 @@ class Loop:
         try:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(self._generate(parts))
-                parts.create_task(self._train(on_step))
+                parts.create_task(self._train(parts, on_step))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
@@ -114,21 +131,28 @@ class Loop:
     async def _generate_group(self, position: int) -> None:
         config = self._config.rollout
         step = position // config.groups_per_step
+        task = self._course.task_at(position)
+        if task is None:
+            await self._buffer.put(position, None)
+            return
         group = await self._rollouts.sample(
-            self._task_at(position),
+            task,
             samples=config.samples_per_group,
             temperature=temperature_at(step, self._config.steps, config),
         )
-        await self._buffer.put(position, self._shape(step, group))
+        await self._buffer.put(position, self._course.shape(step, group))
 
-    async def _train(self, on_step: Callable[[Step], Awaitable[None]]) -> None:
+    async def _train(
+        self, parts: asyncio.TaskGroup, on_step: Callable[[Step], Awaitable[None]]
+    ) -> None:
         last, busy = time.perf_counter(), await self._rollouts.busy_seconds()
         for step in range(self._start, self._config.steps):
             waiting = time.perf_counter()
             groups = await self._buffer.take(step)
             stall = time.perf_counter() - waiting
             minibatches = self._minibatches(step, groups)
-            metrics = await self._policy.update(minibatches, self._ptx_at(step))
+            metrics = dict(await self._measured(parts, step))
+            metrics |= await self._update(step, minibatches)
             metrics |= await self._policy.publish(step + 1)
             await self._buffer.published(step + 1)
             now, busy_now = time.perf_counter(), await self._rollouts.busy_seconds()
@@ -143,15 +167,40 @@ class Loop:
                     "time/engine_idle": max(now - last - (busy_now - busy), 0.0),
                     "rollout/tokens": float(tokens),
                     "rollout/tokens_per_s": tokens / (now - last),
-                    "rollout/temperature": groups[0].episodes[0].completion.temperature,
+                    "rollout/temperature": temperature_at(
+                        step, self._config.steps, self._config.rollout
+                    ),
                 }
             )
             last, busy = now, busy_now
             await on_step(Step(number=step + 1, groups=groups, metrics=metrics))
 
+    async def _update(self, step: int, minibatches: Sequence[Batch]) -> dict[str, float]:
+        """One iteration of the optimiser; none if every group was passed over."""
+        if not minibatches:
+            return {}
+        ptx = self._course.ptx_at(step)
+        return await self._policy.update(minibatches, ptx[: len(minibatches)])
+
+    async def _measured(self, parts: asyncio.TaskGroup, step: int) -> Mapping[str, float]:
+        """What the last measurement found, if it has ended; starts the next one.
+
+        A measurement never delays the learner, unless generation may not run ahead either.
+        """
+        if self._measuring is None:
+            self._measuring = parts.create_task(self._course.measure(step))
+        if self._config.rollout.max_staleness and not self._measuring.done():
+            return {}
+        measuring, self._measuring = self._measuring, None
+        return await measuring
+
     def _minibatches(self, step: int, groups: Sequence[Group]) -> list[Batch]:
-        """The step's groups in equal shares, one per optimiser step."""
-        share = len(groups) // self._config.objective.minibatches
+        """The step's groups in equal shares, one per optimiser step; fewer if groups are few.
+
+        Groups that the critic could not rank have no reward to learn from.
+        """
+        groups = [group for group in groups if not group.skipped]
+        share = math.ceil(len(groups) / self._config.objective.minibatches) or 1
         return [
             pack([s for g in groups[first : first + share] for s in self._samples(step, g)])
             for first in range(0, len(groups), share)

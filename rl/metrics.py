@@ -8,6 +8,7 @@ from pathlib import Path
 
 import wandb
 
+from rewards.comparison import CriticReport
 from rl.batch import Batch
 from rl.config import WandbMode
 from rollout.episode import Episode, Group, StopReason
@@ -59,23 +60,55 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, lengths and budgets of one step's groups; rewards also by family of task."""
+    """Rewards, lengths and budgets of one step's groups; rewards also by family of task.
+
+    Groups that the critic could not rank have no reward, and are counted alone.
+    """
+    critic = _critic_metrics(groups)
+    groups = [g for g in groups if not g.skipped]
     episodes = [(g.task, e) for g in groups for e in g.episodes]
     count = len(episodes)
+    if not count:
+        return critic
     by_name: dict[str, list[float]] = {}
     for task, episode in episodes:
         by_name.setdefault("reward/mean", []).append(episode.score.total)
         for part, value in episode.score.parts.items():
             by_name.setdefault(f"reward/{part}", []).append(value)
+        for name, value in episode.score.watched.items():
+            by_name.setdefault(f"watched/{name}", []).append(value)
         if task.tags:
             by_name.setdefault(f"reward/family/{task.tags[0]}", []).append(episode.score.total)
     metrics = {name: sum(values) / len(values) for name, values in by_name.items()}
     mixed = [len({e.score.total for e in g.episodes}) > 1 for g in groups]
-    return metrics | {
-        "reward/mixed_groups": sum(mixed) / len(groups),
-        "budget/over": sum(e.transcript.truncated for _, e in episodes) / count,
-        "budget/repeated": sum(_repeated(e) for _, e in episodes) / count,
-        "rollout/response_tokens": sum(len(e.completion.token_ids) for _, e in episodes) / count,
+    return (
+        metrics
+        | critic
+        | {
+            "reward/mixed_groups": sum(mixed) / len(groups),
+            "budget/over": sum(e.transcript.truncated for _, e in episodes) / count,
+            "budget/repeated": sum(_repeated(e) for _, e in episodes) / count,
+            "rollout/response_tokens": sum(len(e.completion.token_ids) for _, e in episodes)
+            / count,
+        }
+    )
+
+
+def _critic_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What ranking the step's open-ended groups took."""
+    reports = [group.critique for group in groups if group.critique is not None]
+    if not reports:
+        return {}
+    whole = sum(reports, CriticReport())
+    return {
+        "critic/judgements": float(whole.judgements),
+        "critic/tokens": float(whole.tokens),
+        "critic/prompt_tokens": float(whole.prompt_tokens),
+        "critic/retries": float(whole.retries),
+        "critic/unreadable_verdicts": float(whole.unreadable),
+        "critic/inconsistent": whole.inconsistent / max(whole.pairs, 1),
+        "critic/disqualified": float(whole.disqualified),
+        "critic/skipped_groups": float(sum(bool(group.skipped) for group in groups)),
     }
 
 
@@ -86,6 +119,8 @@ def _repeated(episode: Episode) -> bool:
 def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
     """How many versions old the trained tokens are: mean and max over the policy's tokens."""
     lags = [lag for b in batches for lag in (version - b.versions[b.loss_mask]).tolist()]
+    if not lags:
+        return {}
     return {"staleness/mean": sum(lags) / len(lags), "staleness/max": float(max(lags))}
 
 
@@ -100,7 +135,8 @@ def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
             "response": episode.transcript.response,
             "score": episode.score.total,
             "parts": dict(episode.score.parts),
-            "why": episode.score.why,
+            "watched": dict(episode.score.watched),
+            "why": group.skipped or episode.score.why,
             "tokens": episode.transcript.response_tokens,
             "truncated": episode.transcript.truncated,
             "stopped": episode.completion.stop_reason.value,

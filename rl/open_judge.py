@@ -7,12 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rewards.critic_config import DecidedBy
 from rewards.preference.endpoint import Endpoint, EndpointJudge
 from rewards.preference.judges import FunctionJudge, Judge
 from rl.errors import BadInput, bad_input
 
 ANSWER_TOKENS = 2048  # of an endpoint: reasoning and verdict
-ASKS, ORDERS = ("comparison", "score"), ("both", "first")
+ASKS, ORDERS = ("comparison", "score", "critic"), ("both", "first")
+DECIDED_BY = tuple(each.value for each in DecidedBy)
+KINDS = ("critic", "verifier")  # --judge KIND:NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +23,15 @@ class JudgeOptions:
     """How a judge is asked."""
 
     orders: str = "both"  # of every pair, for a comparing judge
-    max_tokens: int = 0  # of a reward model's input, or of an endpoint's answer; 0: its own
+    max_tokens: int = 0  # of a reward model's input, or of what another one says; 0: its own
+    rubrics: str = "k2"  # of a critic: names in configs/rubrics or paths, with commas between
+    decided_by: str = "overall"  # verdict of a critic, or the vote of its rubrics
+    temperature: float = 0.0  # of a critic
+    max_model_len: int = 0  # of a checkpoint: prompt and judgement, tokens; 0: its own, or 8192
+    concurrency: int = 16  # questions under way, to a checkpoint or an endpoint
     model: str = ""  # of an endpoint, and so are the rest
-    asks: str = "comparison"  # or a score for one answer at a time
+    asks: str = "comparison"  # or a score for one answer at a time, or a critic's with rubrics
     timeout_s: float = 120.0
-    concurrency: int = 16
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if any
 
 
@@ -35,8 +42,7 @@ def read_options(settings: Sequence[str]) -> JudgeOptions:
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            hint = _nearest(key, tuple(known)) or f"; known: {', '.join(known)}"
             raise BadInput(f"unknown key {key!r}{hint}")
         try:
             made: Any = known[key](value)
@@ -46,9 +52,16 @@ def read_options(settings: Sequence[str]) -> JudgeOptions:
     for key, given, allowed in (
         ("asks", options.asks, ASKS),
         ("orders", options.orders, ORDERS),
+        ("decided_by", options.decided_by, DECIDED_BY),
     ):
         if given not in allowed:
-            raise BadInput(f"{key} must be {' or '.join(allowed)}, got {given!r}")
+            words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            raise BadInput(f"{key} must be {words}, got {given!r}{_nearest(given, allowed)}")
+    for key in ("max_tokens", "max_model_len"):
+        if getattr(options, key) < 0:
+            raise BadInput(f"{key} must not be negative, got {getattr(options, key)}")
+    if options.concurrency < 1:
+        raise BadInput(f"concurrency must be at least 1, got {options.concurrency}")
     return options
 
 
@@ -72,5 +85,11 @@ def open_judge(spec: str, options: JudgeOptions) -> Judge:
             return FunctionJudge(Path(path), name)
     raise BadInput(
         f"--judge {spec}: neither a folder with a reward model, nor file.py:function, nor the URL "
-        "of an endpoint, nor verifier:math, verifier:code or verifier:instructions"
+        "of an endpoint, nor critic:CHECKPOINT, nor verifier:math, verifier:code or "
+        f"verifier:instructions{_nearest(spec.partition(':')[0], KINDS)}"
     )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -60,8 +60,9 @@ class Display:
             self._bar = self._progress.add_task("", total=total)
         done = number - self._first[0]
         left = (total - number) * (now - self._first[1]) / done if done else 0.0
+        reward = metrics.get("reward/mean", 0.0)  # absent where every group was skipped
         text = (
-            f"reward {metrics['reward/mean']:.3f}  {metrics['rollout/tokens_per_s']:.0f} tok/s  "
+            f"reward {reward:.3f}  {metrics['rollout/tokens_per_s']:.0f} tok/s  "
             f"stall {metrics['time/stall']:.1f}s  left {_minutes(left) if done else '?'}"
         )
         self._progress.update(self._bar, completed=number, description=text)
@@ -74,6 +75,8 @@ class Display:
         for column in ("tasks", "before RL", "after RL", "gain"):
             table.add_column(column, justify="left" if column == "tasks" else "right")
         for name, rate in after.items():
+            if name not in before:
+                continue
             gain = rate.value - before[name].value
             table.add_row(name, str(before[name]), str(rate), f"{100 * gain:+.1f} points")
         self.console.print(table)

@@ -102,7 +102,7 @@ def _check_keys(overrides: Sequence[str]) -> None:
     lists = [key for key in known if key in ("tasks.families", "rewards.mixture")]
     for override in overrides:
         key, equals, _ = override.partition("=")
-        if not equals:
+        if not equals and not key.startswith("~"):  # ~key takes it out of the recipe
             raise BadInput(f"{override!r} is not key=value")
         key = key.lstrip("+~")
         if key not in known and not any(key.startswith(f"{name}.") for name in lists):

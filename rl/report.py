@@ -1,7 +1,6 @@
 """A run as a person would rather see it: `reward.png` and `report.html`."""
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,26 @@ from rl.metrics import read_metrics
 from rl.run_folder import RunFolder
 
 SHOWN_SAMPLES = 24
-PANELS = (
-    ("reward/mean", "reward (mean of a step)"),
-    ("rollout/tokens_per_s", "tokens per second"),
-    ("staleness/mean", "staleness (versions)"),
-    ("mismatch/abs_logprob", "|log-prob: learner - recorded|"),
-    ("objective/entropy", "entropy (nats)"),
-    ("optim/max_logit", "largest attention logit"),
+Panel = tuple[str, tuple[str, ...]]
+"""A title, and the metrics of its lines."""
+
+PANELS: tuple[Panel, ...] = (
+    ("reward (mean of a step)", ("reward/mean",)),
+    ("tokens per second", ("rollout/tokens_per_s",)),
+    ("staleness (versions)", ("staleness/mean",)),
+    ("|log-prob: learner - recorded|", ("mismatch/abs_logprob",)),
+    ("entropy (nats)", ("objective/entropy",)),
+    ("largest attention logit", ("optim/max_logit",)),
 )
+CRITIC_PANELS: tuple[Panel, ...] = (
+    ("critic: agreement, order consistency", ("critic/agreement", "critic/order_consistency")),
+    ("critic tasks: reward", ("reward/critic",)),
+    ("wins against the start: judged, true", ("critic/win_rate_start", "watched/win_rate_start")),
+    ("length bias, position bias", ("critic/length_bias", "critic/position_bias")),
+    ("calibration error of win rates", ("critic/ece",)),
+    ("rubric rewards count (1) or are frozen (0)", ("critic/gate_open",)),
+)
+COLOURS = (("#9bb8d9", "#1f5fa8"), ("#e3b7a0", "#b0481a"))  # a value, its running mean
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }} - Temper</title>
 <style>
@@ -43,12 +54,14 @@ details { margin: 1rem 0 }
 Checkpoint: <code>{{ summary.checkpoint }}</code></p>
 <h2>Held-out pass@1</h2>
 <table><tr><th>tasks</th><th>before RL</th><th>after RL</th></tr>
-{% for name, after in summary.eval_after.items() %}
+{% for name, after in summary.eval_after.items() if name in summary.eval_before %}
 <tr><td>{{ name }}</td><td class="number">{{ "%.3f"|format(summary.eval_before[name]) }}</td>
 <td class="number">{{ "%.3f"|format(after) }}</td></tr>
 {% endfor %}</table>
 {% else %}<p>The run has not ended: {{ steps }} steps so far.</p>{% endif %}
 <img src="data:image/png;base64,{{ plot }}" alt="Reward and other metrics over steps">
+{% if critic_plot %}<h2>The critic</h2>
+<img src="data:image/png;base64,{{ critic_plot }}" alt="The critic's agreement, biases and gate">{% endif %}
 <h2>Samples</h2>
 {% for name, rows in samples %}
 <details {% if loop.last %}open{% endif %}><summary>{{ name }}</summary>
@@ -75,7 +88,10 @@ def write_report(folder: RunFolder) -> None:
         raise BadInput(
             f"{folder.root} holds no metrics.jsonl with a trained step: nothing to report"
         )
-    draw(rows, folder.plot)
+    draw(rows, PANELS, folder.plot)
+    has_critic = any("critic/gate_open" in row for row in rows)
+    if has_critic:
+        draw(rows, CRITIC_PANELS, folder.critic_plot)
     summary = json.loads(folder.summary.read_text()) if folder.summary.exists() else None
     files = sorted(folder.samples.glob("step_*.jsonl"))
     chosen = [files[0], files[-1]] if len(files) > 1 else files
@@ -84,6 +100,9 @@ def write_report(folder: RunFolder) -> None:
         summary=summary,
         steps=len(rows),
         plot=base64.b64encode(folder.plot.read_bytes()).decode(),
+        critic_plot=base64.b64encode(folder.critic_plot.read_bytes()).decode()
+        if has_critic
+        else "",
         samples=[(f.stem.replace("_", " "), _read_samples(f)) for f in chosen],
         config=folder.config.read_text() if folder.config.exists() else "",
     )
@@ -101,16 +120,19 @@ def _smooth(values: Sequence[float], window: int = 5) -> list[float]:
     return [sum(values[s:e]) / (e - s) for e, s in enumerate(starts, 1)]
 
 
-def draw(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Six panels over the steps, the reward first, with a running mean of five steps."""
+def draw(rows: Sequence[Mapping[str, float]], panels: Sequence[Panel], path: Path) -> None:
+    """Six panels over the steps, every line with a running mean of five values."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
-    for (name, label), axis in zip(PANELS, axes.flat, strict=True):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
-            steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, color="#9bb8d9", linewidth=1)
-            axis.plot(steps, _smooth(values), color="#1f5fa8", linewidth=2)
-        axis.set_title(html.unescape(label), fontsize=11)
+    for (title, names), axis in zip(panels, axes.flat, strict=True):
+        for name, (colour, mean) in zip(names, COLOURS, strict=False):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, color=colour, linewidth=1)
+                axis.plot(steps, _smooth(values), color=mean, linewidth=2, label=name)
+        if len(names) > 1 and axis.has_data():
+            axis.legend(fontsize=8)
+        axis.set_title(title, fontsize=11)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

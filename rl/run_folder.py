@@ -44,6 +44,11 @@ class RunFolder:
         return self.root / "length_budgets.json"
 
     @property
+    def baseline(self) -> Path:
+        """What self-critique keeps of the policy before RL."""
+        return self.root / "baseline.json"
+
+    @property
     def summary(self) -> Path:
         """Totals, written at the end."""
         return self.root / "summary.json"
@@ -52,6 +57,11 @@ class RunFolder:
     def plot(self) -> Path:
         """Reward and accuracy over steps."""
         return self.root / "reward.png"
+
+    @property
+    def critic_plot(self) -> Path:
+        """What is known of the critic over steps."""
+        return self.root / "critic.png"
 
     @property
     def report(self) -> Path:

@@ -54,7 +54,9 @@ class SupervisedResult:
 
 def _learning_rates(config: SftConfig, first: int, count: int) -> Iterator[float]:
     for step in range(first, first + count):
-        yield config.learning_rate * min(1.0, (step + 1) / config.warmup_steps)
+        rising = (step + 1) / config.warmup_steps
+        falling = (config.max_steps - step) / (config.cooldown_steps + 1)
+        yield config.learning_rate * min(1.0, rising, falling)
 
 
 async def supervised_start(

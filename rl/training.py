@@ -18,17 +18,20 @@ from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
 from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
 from rl.config import SftConfig, TrainConfig
+from rl.critic_rubrics import rubrics_of
 from rl.errors import BadInput, bad_input
-from rl.evaluate import PassRate, Sampler, evaluate
+from rl.evaluate import PassRate, Sampler, rates, sample_all
 from rl.learner_spec import LearnerSpec
 from rl.length import LengthRecorder, LengthShaping
-from rl.loop import Loop, Step
+from rl.loop import Course, Loop, Step
 from rl.metrics import MetricsLog, Summary, write_samples
 from rl.progress import Display
 from rl.recipe import to_yaml
 from rl.run_folder import open_run
+from rl.self_critique import Baseline, CritiqueState, SelfCritique
 from rl.sft import SupervisedResult, SupervisedStream, supervised_start
 from rl.slow_rewards import SlowRewardLog
+from rollout.episode import Group
 from rollout.probe import default_tolerance
 from rollout.render import Renderer
 from rollout.tasks import Split, TaskStream, corpus
@@ -67,7 +70,9 @@ class Training:
             self.renderer = Renderer(self.start_checkpoint)
         except (OSError, ValueError) as error:
             raise BadInput(f"{self.start_checkpoint} has no usable tokenizer: {error}") from error
-        self.supervised = SupervisedStream(self.tasks, self.renderer)
+        imitated = TaskStream(config.tasks, Split.train, supervised=True)
+        self.supervised = SupervisedStream(imitated, self.renderer)
+        self.critique = self._self_critique()
 
     def _starting_model(self) -> Path:
         """The recipe's checkpoint, or the tiny K2 made for its tasks."""
@@ -82,6 +87,27 @@ class Training:
         texts = corpus(self.config.tasks, TINY_CORPUS_TASKS)
         create_tiny(self.folder.start, texts, seed=self.config.seed)
         return self.folder.start
+
+    def _self_critique(self) -> SelfCritique | None:
+        """What the driver does about it, if the recipe has a critic."""
+        critic = self.config.rewards.critic
+        if critic is None:
+            return None
+        rubrics = rubrics_of(critic)
+        both = {rubric.name for rubric in rubrics} & self.tasks.rubric_names
+        if both:
+            raise BadInput(
+                f"rewards.critic.rubrics and tasks of the recipe both have a rubric "
+                f"{min(both)!r}: rename one"
+            )
+        return SelfCritique(
+            self.config.rewards.calibration,
+            critic,
+            rubrics,
+            seed=self.config.seed,
+            say=self.display.say,
+            state=self.state.critique,
+        )
 
     def _check_network(self) -> None:
         """Refuse what the learner's shards would refuse, before anything is started.
@@ -191,8 +217,8 @@ class Training:
         assert self.config.sft is not None
         await self.engines()
         await self.policy.publish(step - self.config.sft.max_steps - 1)
-        rates = await self._measure(self.rollouts, self.config.sft.test_tasks, samples=1)
-        return rates["all"]
+        groups = await self._sample(self.rollouts, self.config.sft.test_tasks, samples=1)
+        return rates(groups)["all"]
 
     async def supervised_start(self, sft: SftConfig) -> None:
         """Train on worked solutions until the recipe's target; the optimiser forgets them after."""
@@ -209,24 +235,36 @@ class Training:
             f"supervised step {result.steps}: loss {result.loss:.3f}, pass@1 {result.accuracy}"
         )
 
-    async def _measure(self, sampler: Sampler, count: int, samples: int) -> dict[str, PassRate]:
+    async def _sample(self, sampler: Sampler, count: int, samples: int) -> list[Group]:
         tasks = [self.held_out.at(position) for position in range(count)]
-        return await evaluate(
+        return await sample_all(
             sampler, tasks, samples=samples, temperature=self.config.evaluation.temperature
         )
 
     async def evaluate(self) -> dict[str, PassRate]:
-        """Pass@1 on the held-out tasks of the recipe."""
+        """Pass@1 on the held-out tasks of the recipe, and the critic's agreement if it has one."""
         test = self.config.evaluation
-        return await self._measure(self.rollouts, test.tasks, test.samples)
+        groups = await self._sample(self.rollouts, test.tasks, test.samples)
+        return rates(groups) | await self._agreement(groups)
 
     async def evaluate_before(self) -> dict[str, PassRate]:
-        """The same before RL: the lengths of the right answers become Toggle's budgets."""
+        """The same before RL, and what is kept of it: Toggle's budgets, what to compare with."""
         test, recorder = self.config.evaluation, LengthRecorder(self.rollouts)
-        rates = await self._measure(recorder, test.tasks, test.samples)
+        groups = await self._sample(recorder, test.tasks, test.samples)
         budgets = recorder.budgets(self.config.rewards.length.percentile)
         self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
-        return rates
+        if self.critique is not None:
+            baseline = await self.critique.start(self.rollouts, groups)
+            baseline.write(self.folder.baseline)
+        return rates(groups) | await self._agreement(groups)
+
+    async def _agreement(self, groups: Sequence[Group]) -> dict[str, PassRate]:
+        """How often the critic agrees with the verifiers on held-out tasks."""
+        if self.critique is None:
+            return {}
+        before = self.folder.baseline
+        baseline = Baseline.read(before) if before.exists() else None
+        return await self.critique.agreement(self.rollouts, groups, baseline)
 
     def ptx_at(self, step: int) -> Sequence[Batch]:
         """The supervised batches that join `step`, one per minibatch."""
@@ -267,6 +305,7 @@ class Training:
                 train_seconds=earlier.train_seconds + time.perf_counter() - started,
                 eval_before=dict(before),
                 restarts=earlier.restarts,
+                critique=self.critique.state if self.critique else CritiqueState(),
             )
             if step.number % config.checkpoint.every == 0 or step.number == config.steps:
                 checkpoint = await self.save(self.state)
@@ -275,9 +314,7 @@ class Training:
             config,
             rollouts=self.rollouts,
             policy=self.policy,
-            task_at=self.tasks.at,
-            ptx_at=self.ptx_at,
-            shape=self._length_shaping().shape,
+            course=self._course(),
             start=earlier.step,
         )
         try:
@@ -287,6 +324,22 @@ class Training:
         after = await self.evaluate()
         self.display.table(before, after)
         return self._summary(before, after, checkpoint)
+
+    def _course(self) -> Course:
+        """What the RL steps ask, imitate, reward and measure."""
+        shape, critique, tasks = self._length_shaping().shape, self.critique, self.tasks
+        if critique is None:
+            return Course(task_at=tasks.at, ptx_at=self.ptx_at, shape=shape)
+        baseline = Baseline.read(self.folder.baseline)
+        temperature = self.config.evaluation.temperature
+        size = self.config.rollout.groups_per_step
+        return Course(
+            task_at=lambda at: critique.task(at, at // size, tasks.at(at)),
+            ptx_at=self.ptx_at,
+            # Pairs are made of the verifiers' rewards, before length changes them.
+            shape=lambda step, group: shape(step, critique.observe(step, group)),
+            measure=lambda step: critique.measure(step, self.rollouts, baseline, temperature),
+        )
 
     def _length_shaping(self) -> LengthShaping:
         """What the recipe does about length, with the budgets that were measured before RL."""

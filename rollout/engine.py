@@ -274,6 +274,8 @@ def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
         enforce_eager=config.eager,
+        # Judgements of one group share prefixes. vLLM overrules it for MLA on CPUs without AMX.
+        enable_prefix_caching=True,
         disable_log_stats=True,
         use_tqdm_on_load=False,
         logprobs_mode="processed_logprobs",

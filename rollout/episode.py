@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from rewards.comparison import CriticReport
 from rewards.score import Score
 from rewards.task import Task, Transcript
 
@@ -51,6 +52,8 @@ class Group:
 
     task: Task
     episodes: tuple[Episode, ...]  # [K]
+    critique: CriticReport | None = None  # what ranking them took, if the critic did
+    skipped: str = ""  # why they are not trained on, if they are not
 
 
 class Generate(Protocol):

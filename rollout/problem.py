@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rewards.rubric import Rubric
 from rewards.task import Message, TaskKind
 
 
@@ -23,6 +24,7 @@ class Problem:
     )
     token_budget: int | None = None
     tags: tuple[str, ...] = ()
+    rubrics: tuple[Rubric, ...] = ()
 
 
 def user_turn(question: str, instruction: str) -> tuple[Message, ...]:

@@ -1,5 +1,6 @@
 """Messages to token ids and back. Tokens once sampled are never encoded again."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Renderer:
             raise ValueError(f"the tokenizer in {path} has no chat template: save one with it")
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._end_of_turn(path)
+        self._special = self._special_token()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids [P] of the conversation, up to where the policy's turn begins."""
@@ -32,6 +34,16 @@ class Renderer:
         """Ids [P] of the prompt and [L] of a given response, end of turn included."""
         response_ids = self._tokenizer.encode(response, add_special_tokens=False)
         return self.prompt_ids(messages), [*response_ids, self.eos_id]
+
+    def inert(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages with a space in every special token that their contents spell.
+
+        For text of strangers: a tokenizer turns `<|im_end|>` into the token wherever it stands.
+        """
+        return tuple(
+            Message(role=message.role, content=self._split_special(message.content))
+            for message in messages
+        )
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The words of sampled tokens, without special tokens."""
@@ -47,6 +59,17 @@ class Renderer:
             turns, add_generation_prompt=generate, tokenize=True, return_dict=False
         )
         return list(ids)
+
+    def _split_special(self, content: str) -> str:
+        content = content.encode(errors="replace").decode()  # tokenizers take no lone surrogates
+        return self._special.sub(lambda m: " " if len(m[1]) == 1 else f"{m[2]} ", content)
+
+    def _special_token(self) -> re.Pattern[str]:
+        """Matches the first character (group 2) of a special token (group 1), overlaps as well."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = {*self._tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+        shortest_first = sorted(tokens, key=lambda token: (len(token), token))
+        return re.compile(f"(?=({'|'.join(map(re.escape, shortest_first))}))(.)", re.DOTALL)
 
     def _end_of_turn(self, path: str | Path) -> int:
         """The first special token after an answer; the tokenizer's own eos may be another."""

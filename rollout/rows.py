@@ -7,6 +7,8 @@ from typing import Any
 
 from rewards import instructions
 from rewards.programs import reference as code_reference
+from rewards.rubric import Rubric
+from rewards.rubric_files import parse_rubrics
 from rewards.task import Message, TaskKind
 from rollout.config import Source
 from rollout.problem import DataError, Problem, user_turn
@@ -94,6 +96,24 @@ def instructions_problem(row: Row, instruction: str) -> Problem:
     )
 
 
+def open_problem(row: Row, instruction: str) -> Problem:
+    """Row `{"prompt"}` or `{"messages"}`, perhaps with `rubrics` of its own: `[{"name", "text"}]`.
+
+    A rubric has the keys of a rubric file (rewards.rubric_files).
+    """
+    if row.get("messages"):
+        messages = _messages(row["messages"])
+    else:
+        messages = user_turn(_text(row, "prompt"), instruction)
+    return Problem(
+        kind=TaskKind.open,
+        messages=messages,
+        question=messages[-1].content,
+        reference="",
+        rubrics=_rubrics(row),
+    )
+
+
 def task_problem(row: Row, instruction: str) -> Problem:
     """A whole task: `kind`, `messages`, `reference`, perhaps `solution`, `token_budget`, `tags`.
 
@@ -123,6 +143,7 @@ def task_problem(row: Row, instruction: str) -> Problem:
         worked=solution,
         token_budget=budget,
         tags=tuple(map(str, tags)),
+        rubrics=_rubrics(row),
     )
 
 
@@ -131,6 +152,7 @@ READERS: dict[Source, Callable[[Row, str], Problem]] = {
     Source.deepmath: deepmath_problem,
     Source.code: code_problem,
     Source.instructions: instructions_problem,
+    Source.open: open_problem,
     Source.tasks: task_problem,
 }
 
@@ -139,6 +161,16 @@ _PARSERS: dict[TaskKind, Callable[[str], object]] = {
     TaskKind.code: code_reference.parse_reference,
     TaskKind.instructions: instructions.parse_reference,
 }
+
+
+def _rubrics(row: Row) -> tuple[Rubric, ...]:
+    """The row's own rubrics."""
+    if not row.get("rubrics"):
+        return ()
+    try:
+        return parse_rubrics("key 'rubrics'", row["rubrics"])
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _text(row: Row, key: str) -> str:

@@ -5,11 +5,14 @@ Every task is one turn long, so nothing answers the policy: its first turn ends 
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rewards.budget import apply_repetition
+from rewards.config import RUBRIC
+from rewards.critic import Critic
 from rewards.score import Score
-from rewards.task import Message, Task, Transcript
+from rewards.task import Message, Task, TaskKind, Transcript
 from rollout.episode import Completion, Episode, Generate, Group, StopReason
 
 
@@ -18,6 +21,10 @@ class Render(Protocol):
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids [P] of the conversation, up to where the policy's turn begins."""
+        ...
+
+    def inert(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages without special tokens spelt in them."""
         ...
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -37,23 +44,45 @@ class GroupAborted(RuntimeError):
     """The engine gave up a completion: the group is incomplete and cannot be scored."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rubrics:
+    """The critic, and the weight of its reward in the score of an open-ended task."""
+
+    critic: Critic
+    weight: float
+
+
 class GroupSampler:
     """Draws and scores groups; groups may be sampled concurrently."""
 
     def __init__(
-        self, renderer: Render, engine: Generate, judge: Judge, *, repetition_reward: float = -0.5
+        self,
+        renderer: Render,
+        engine: Generate,
+        judge: Judge,
+        *,
+        rubrics: Rubrics | None = None,
+        repetition_reward: float = -0.5,
     ) -> None:
-        """Hold the three parts; none is owned. The reward is of episodes that go in circles."""
+        """Hold the parts; none is owned. The reward is of episodes that go in circles."""
         self._renderer, self._engine, self._judge = renderer, engine, judge
+        self._rubrics = rubrics
         self._repetition_reward = repetition_reward
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
         """One group of `samples` episodes, each of at most `task.token_budget` tokens.
 
-        An episode is scored as soon as it ends, while the others go on. Raises `GroupAborted` if
-        the engine aborted any, and what the engine and the judge raise; the others are cancelled.
+        An episode is scored as soon as it ends, while the others go on. The critic ranks those of
+        an open-ended task, unless `rank` is false, once all have ended; where it could not, the
+        group says why it is skipped. Raises `GroupAborted` if the engine aborted any, and what
+        engine, judge and critic raise; the others are cancelled.
         """
-        prompt_ids = self._renderer.prompt_ids(task.messages)
+        messages = task.messages
+        if task.kind is TaskKind.critic:  # it holds words of the policy
+            messages = self._renderer.inert(messages)
+        prompt_ids = self._renderer.prompt_ids(messages)
         try:
             async with asyncio.TaskGroup() as attempts:
                 episodes = [
@@ -62,7 +91,10 @@ class GroupSampler:
                 ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
-        return Group(task=task, episodes=tuple(each.result() for each in episodes))
+        group = Group(task=task, episodes=tuple(each.result() for each in episodes))
+        if rank and self._rubrics is not None and task.kind is TaskKind.open:
+            return await _ranked(group, self._rubrics)
+        return group
 
     async def _attempt(self, task: Task, prompt_ids: list[int], temperature: float) -> Episode:
         completion = await self._engine.draw(
@@ -84,3 +116,32 @@ class GroupSampler:
             response_tokens=len(completion.token_ids),
             truncated=completion.stop_reason is StopReason.length,
         )
+
+
+async def _ranked(group: Group, rubrics: Rubrics) -> Group:
+    """The group with the critic's reward as a part of every score.
+
+    What was cut by its budget or went in circles is not compared: it has its penalty already.
+    """
+    responses = [episode.transcript.response for episode in group.episodes]
+    whole = [e.completion.stop_reason is StopReason.stop for e in group.episodes]
+    skip = {place for place, ended in enumerate(whole) if not ended}
+    ranking = await rubrics.critic.rank(group.task, responses, skip)
+    if ranking.failed is not None:
+        return replace(group, critique=ranking.report, skipped=ranking.failed)
+    episodes = (
+        _rewarded(episode, rubrics.weight * reward, why) if reward is not None else episode
+        for episode, reward, why in zip(group.episodes, ranking.rewards, ranking.why, strict=True)
+    )
+    return replace(group, episodes=tuple(episodes), critique=ranking.report)
+
+
+def _rewarded(episode: Episode, reward: float, why: str) -> Episode:
+    score = episode.score
+    score = replace(
+        score,
+        total=score.total + reward,
+        parts={**score.parts, RUBRIC: reward},
+        why="; ".join(filter(None, (why, score.why))),
+    )
+    return replace(episode, score=score)

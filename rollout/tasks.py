@@ -9,8 +9,9 @@ from enum import StrEnum
 
 from rewards.task import Task
 from rollout.config import FamilyConfig, TasksConfig
+from rollout.draws import shuffled, uniform
 from rollout.problem import DataError, Problem
-from rollout.sources import ProblemSource, open_source, shuffled, uniform
+from rollout.sources import ProblemSource, open_source
 
 CYCLE = 1000  # positions after which the pattern of families repeats
 STRIDE = 4096  # generator items that belong to one training position: most tries for one
@@ -26,8 +27,11 @@ class Split(StrEnum):
 class TaskStream:
     """Tasks by position, mixed by weight. The held-out split never repeats a question."""
 
-    def __init__(self, config: TasksConfig, split: Split) -> None:
-        """Open every family. Raises `DataError` for a family that cannot be read or generated."""
+    def __init__(self, config: TasksConfig, split: Split, *, supervised: bool = False) -> None:
+        """Open every family; `supervised` adds those that are only imitated.
+
+        Raises `DataError` for a family that cannot be read or generated.
+        """
         if not config.families:
             raise DataError("tasks.families is empty: name at least one family")
         empty = 100 if split is Split.train else 0
@@ -36,9 +40,12 @@ class TaskStream:
         self._config, self._split = config, split
         tested = split is Split.held_out and config.test_families
         chosen = config.test_families if tested else config.families
+        if supervised:
+            chosen = [*chosen, *config.supervised_families]
         self._families = [Family(family, config, split) for family in chosen]
         self.notes = [family.note for family in self._families if family.note]
         self.kinds = {kind for family in self._families for kind in family.kinds}
+        self.rubric_names = {name for family in self._families for name in family.rubric_names}
         self._cycle = _cycle([family.weight for family in chosen])
         self._counts = [self._cycle.count(place) for place in range(len(chosen))]
         seen = [0] * len(self._families)
@@ -71,6 +78,7 @@ class TaskStream:
             token_budget=budget or self._config.token_budgets.of(problem.kind),
             solution=solution,
             tags=(config.name, *problem.tags),
+            rubrics=problem.rubrics,
         )
 
     def problem(self, position: int) -> tuple["Family", Problem]:
@@ -94,7 +102,7 @@ class TaskStream:
 
 def corpus(config: TasksConfig, size: int) -> Iterator[str]:
     """Texts of the first `size` training tasks, question and solution, for a tokenizer."""
-    stream = TaskStream(config, Split.train)
+    stream = TaskStream(config, Split.train, supervised=True)
     for position in range(size):
         _, problem = stream.problem(position)
         yield "\n".join(message.content for message in problem.messages)
@@ -111,8 +119,10 @@ class Family:
         self._source: ProblemSource = open_source(config, tasks.seed)
         self.procedural = self._source.size is None
         self.note = self._source.note
-        some = range(self._source.size or 1)  # what is generated is all of one kind
-        self.kinds = {self._source.problem(index).kind for index in some}
+        # What is generated is all of one kind.
+        some = [self._source.problem(index) for index in range(self._source.size or 1)]
+        self.kinds = {problem.kind for problem in some}
+        self.rubric_names = {rubric.name for problem in some for rubric in problem.rubrics}
         self._next = 0  # held out: the first index not looked at yet
         self._rows: list[int] = []
         self._order: tuple[int, list[int]] = (-1, [])

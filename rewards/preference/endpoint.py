@@ -4,21 +4,21 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
-import httpx
-
+from rewards.chat_endpoint import ChatEndpoint, Fault, FaultKind, read_completion
+from rewards.comparison import Answer
 from rewards.errors import RewardError
 from rewards.preference.judges import WORDS, Failure, Judgement, Question
 from rewards.preference.records import ProblemKind, prompt_text
+from rewards.task import Message
 
 ATTEMPTS = 3
 BACKOFF_S = 0.5  # doubles with every attempt
-MOST_BYTES = 8 << 20  # of one reply
 SCALE = (1, 10)  # of a score
+_KINDS = {FaultKind.late: ProblemKind.timeout, FaultKind.nonsense: ProblemKind.nonsense}
 
 COMPARE = """You compare two answers to a request. Judge what they say: whether it is right, \
 complete and does what was asked. The order of the answers, their length, and what they claim \
@@ -51,16 +51,19 @@ class EndpointJudge:
 
     def __init__(self, endpoint: Endpoint) -> None:
         """Raises ValueError for settings that cannot work."""
-        if not endpoint.url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {endpoint.url!r} must start with http:// or https://")
-        if not endpoint.model:
-            raise ValueError("an endpoint needs the name of its model: model=NAME")
-        if endpoint.timeout_s <= 0 or endpoint.concurrency < 1 or endpoint.max_tokens < 1:
-            raise ValueError("timeout, concurrency and max tokens of an endpoint must be positive")
+        if endpoint.max_tokens < 1:
+            raise ValueError("max tokens of an endpoint must be positive")
+        self._chat = ChatEndpoint(
+            url=endpoint.url,
+            model=endpoint.model,
+            api_key=endpoint.api_key,
+            timeout_s=endpoint.timeout_s,
+            concurrency=endpoint.concurrency,
+        )
         self._endpoint = endpoint
         self._instruction = COMPARE if endpoint.compares else RATE
         self.compares = endpoint.compares
-        self.name = f"{endpoint.model} at {endpoint.url}"
+        self.name = self._chat.name
         asked = sha256(self._instruction.encode()).hexdigest()[:16]
         self.identity = f"endpoint {endpoint.url} {endpoint.model} {asked} {endpoint.max_tokens}"
         self._failures = 0  # in a row
@@ -102,21 +105,20 @@ class EndpointJudge:
         found: "queue.SimpleQueue[tuple[int, Judgement | Failure] | BaseException | None]",
     ) -> None:
         waiting = iter(enumerate(questions))
-        key = self._endpoint.api_key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=self._endpoint.concurrency)
 
-        async def work(client: httpx.AsyncClient) -> None:
+        async def work() -> None:
             for index, question in waiting:
                 if self._stop.is_set():
                     return
-                said = await self._ask(client, question)
+                said = await self._ask(question)
                 self._count(said)
                 found.put((index, said))
 
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
+        try:
             workers = min(self._endpoint.concurrency, len(questions))
-            await asyncio.gather(*(work(client) for _ in range(workers)))
+            await asyncio.gather(*(work() for _ in range(workers)))
+        finally:
+            await self._chat.aclose()
 
     def _count(self, said: Judgement | Failure) -> None:
         """Give up on an endpoint that is gone: asking on would take hours."""
@@ -129,55 +131,27 @@ class EndpointJudge:
                 "What it judged is kept: run the same command again to go on"
             )
 
-    async def _ask(self, client: httpx.AsyncClient, question: Question) -> Judgement | Failure:
-        said: Judgement | Failure = Failure(kind=ProblemKind.failed, why="not asked")
+    async def _ask(self, question: Question) -> Judgement | Failure:
+        messages = (
+            Message(role="system", content=self._instruction),
+            Message(role="user", content=show(question)),
+        )
+        failure = Failure(kind=ProblemKind.failed, why="not asked")
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(BACKOFF_S * 2 ** (attempt - 1))
-            try:
-                async with asyncio.timeout(self._endpoint.timeout_s):
-                    status, body = await self._post(client, question)
-            except TimeoutError:
-                why = f"no answer within {self._endpoint.timeout_s:g} s, {attempt + 1} times"
-                said = Failure(kind=ProblemKind.timeout, why=why)
-                continue
-            except httpx.HTTPError as error:
-                why = f"{type(error).__name__}: {error}"
-                said = Failure(kind=ProblemKind.failed, why=why[:300])
-                continue
-            if status != 200:
-                why = f"HTTP {status}: {body[:200].decode(errors='replace')}"
-                said = Failure(kind=ProblemKind.failed, why=" ".join(why.split()))
-                if status == 429 or status >= 500:
-                    continue
-                return said
-            said = read_reply(body, compares=self.compares)
+            answer = await self._chat.request(
+                messages, max_tokens=self._endpoint.max_tokens, temperature=0.0
+            )
+            said = _read_answer(answer, compares=self.compares)
             if isinstance(said, Judgement):
                 return said
-        return said
-
-    async def _post(self, client: httpx.AsyncClient, question: Question) -> tuple[int, bytes]:
-        base = self._endpoint.url.rstrip("/").removesuffix("/chat/completions")
-        payload = {
-            "model": self._endpoint.model,
-            "messages": [
-                {"role": "system", "content": self._instruction},
-                {"role": "user", "content": show(question)},
-            ],
-            "temperature": 0.0,
-            "max_tokens": self._endpoint.max_tokens,
-        }
-        async with client.stream("POST", f"{base}/chat/completions", json=payload) as reply:
-            return reply.status_code, await _read(reply.aiter_bytes())
-
-
-async def _read(chunks: AsyncIterator[bytes]) -> bytes:
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > MOST_BYTES:
-            break
-    return bytes(body)
+            failure = said
+            if isinstance(answer, Fault) and not answer.passes:
+                return failure
+        if failure.kind is ProblemKind.timeout:
+            return Failure(kind=failure.kind, why=f"{failure.why}, {ATTEMPTS} times")
+        return failure
 
 
 def show(question: Question) -> str:
@@ -193,20 +167,17 @@ def show(question: Question) -> str:
 
 def read_reply(body: bytes, *, compares: bool) -> Judgement | Failure:
     """The judgement in a reply of the endpoint, or why it cannot be read."""
-    try:
-        choice: Any = json.loads(body)["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str):
-            raise TypeError("no text")
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        shown = " ".join(body[:120].decode(errors="replace").split())
-        return Failure(kind=ProblemKind.nonsense, why=f"no chat completion: {shown!r}")
-    cut = choice.get("finish_reason") == "length"
-    value = read_verdict(text, compares=compares)
+    return _read_answer(read_completion(body), compares=compares)
+
+
+def _read_answer(answer: Answer | Fault, *, compares: bool) -> Judgement | Failure:
+    if isinstance(answer, Fault):
+        return Failure(kind=_KINDS.get(answer.kind, ProblemKind.failed), why=answer.why)
+    value = read_verdict(answer.text, compares=compares)
     if value is not None:
-        return Judgement(value=value, truncated=cut, text=text)
-    shown = " ".join(text[-120:].split())
-    if cut:
+        return Judgement(value=value, truncated=answer.truncated, text=answer.text)
+    shown = " ".join(answer.text[-120:].split())
+    if answer.truncated:
         why = f"cut by max_tokens before its verdict: ...{shown!r}"
         return Failure(kind=ProblemKind.truncated, why=why)
     return Failure(kind=ProblemKind.nonsense, why=f"no verdict at the end of {shown!r}")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from rewards.config import LengthConfig, RepetitionConfig, RewardsConfig
+from rewards.critic_config import CriticConfig
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,17 @@ def test_every_verifiable_kind_has_its_verifier() -> None:
         "math": {"math": 1.0},
         "code": {"code": 0.5, "math": 0.5},
         "instructions": {"instructions": 1.0},
+        "critic": {"critic": 1.0},
     }
+
+
+def test_a_critic_brings_the_reward_of_open_ended_tasks() -> None:
+    assert "open" not in RewardsConfig().mixture
+    assert RewardsConfig(critic=CriticConfig()).mixture["open"] == {"rubric": 1.0}
+    watching = {"open": {"rubric": 1.0, "explanations": 0.0}}
+    assert (
+        RewardsConfig(critic=CriticConfig(), mixture=watching).mixture["open"] == watching["open"]
+    )
 
 
 def test_a_plugin_is_found_from_any_folder() -> None:
@@ -62,9 +73,14 @@ def test_a_plugin_is_found_from_any_folder() -> None:
     [
         ({"maths": {"math": 1.0}}, "no task kind 'maths'; did you mean 'math'?"),
         ({"code": {"coed": 1.0}}, "rewards.mixture.code names an unknown reward 'coed'; did you"),
-        ({"open": {"critic": 1.0}}, "a plug-in is path/to/file.py:function"),
-        ({"math": {"math": 0.0}}, "rewards.mixture.math.math must be positive"),
-        ({"math": {"math": float("nan")}}, "rewards.mixture.math.math must be positive"),
+        ({"open": {"style": 1.0}}, "a plug-in is path/to/file.py:function"),
+        ({"open": {"critic": 1.0}}, "what the critic gives is called 'rubric'"),
+        ({"open": {"rubric": 1.0}}, "set rewards.critic"),
+        ({"open": {"rubric": 0.0}}, "with a weight over 0"),
+        ({"math": {"rubric": 1.0}}, "only kind open has it"),
+        ({"math": {"math": 0.0}}, "rewards.mixture.math only watches"),
+        ({"math": {"math": -1.0}}, "rewards.mixture.math.math must be at least 0"),
+        ({"math": {"math": float("nan")}}, "rewards.mixture.math.math must be at least 0"),
         ({"math": {}}, "rewards.mixture.math is empty"),
         ({"math": {"a.py:f": 1.0, "b.py:f": 1.0}}, "two rewards called 'f'"),
         ({"math": {"math": 1.0, "b.py:math": 1.0}}, "two rewards called 'math'"),

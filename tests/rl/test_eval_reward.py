@@ -242,7 +242,10 @@ def test_a_verifier_on_best_of_n(temper: Any, tmp_path: Path) -> None:
         ((str(PAIRS), "--judge", "oracle"), "neither a folder"),
         ((str(PAIRS), "--judge", "verifier:poetry"), "known are math"),
         ((str(PAIRS), "--judge", "http://x", "modle=m"), "did you mean 'model'"),
-        ((str(PAIRS), "--judge", "http://x", "asks=all"), "asks must be comparison or score"),
+        (
+            (str(PAIRS), "--judge", "http://x", "asks=all"),
+            "asks must be comparison, score or critic",
+        ),
         ((str(PAIRS), "--judge", "http://x", "timeout_s=soon"), "timeout_s must be float"),
         ((str(PAIRS), "--judge", "http://x"), "name of its model: model=NAME"),
         (("compare", "a.json", "b.json"), "cannot read a.json"),

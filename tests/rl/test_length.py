@@ -85,7 +85,9 @@ class Canned:
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = list(groups)
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
         return self._groups.pop(0)
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from rewards.comparison import CriticReport
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
 from rl.batch import Batch
 from rl.config import ObjectiveConfig, RolloutConfig, TrainConfig
-from rl.loop import Loop, Step
+from rl.loop import Course, Loop, Step
 from rollout.episode import Completion, Episode, Group, StopReason
 
 
@@ -95,9 +96,7 @@ def _run(
     async def on_step(step: Step) -> None:
         steps.append(step)
 
-    loop = Loop(
-        config, rollouts=rollouts, policy=policy, task_at=_task, ptx_at=lambda step: [], start=start
-    )
+    loop = Loop(config, rollouts=rollouts, policy=policy, course=Course(task_at=_task), start=start)
     asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
     return policy, steps
 
@@ -144,9 +143,7 @@ def test_groups_are_shaped_for_the_step_that_trains_on_them() -> None:
         config,
         rollouts=rollouts,
         policy=FakePolicy(rollouts),
-        task_at=_task,
-        ptx_at=lambda step: [],
-        shape=shape,
+        course=Course(task_at=_task, shape=shape),
     )
     asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
     assert [step.metrics["reward/mean"] for step in steps] == [0.0, 10.0, 20.0]
@@ -155,3 +152,75 @@ def test_groups_are_shaped_for_the_step_that_trains_on_them() -> None:
 def test_the_first_error_of_a_part_ends_the_loop_as_it_is() -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
         _run(1, fail_at=2)
+
+
+def _course_run(course: Course, max_staleness: int = 1) -> tuple[FakePolicy, list[Step]]:
+    """Three steps of four groups."""
+    config = TrainConfig(
+        steps=3,
+        rollout=RolloutConfig(groups_per_step=4, samples_per_group=2, max_staleness=max_staleness),
+        objective=ObjectiveConfig(minibatches=2),
+    )
+    rollouts = FakeRollouts()
+    policy = FakePolicy(rollouts)
+    steps: list[Step] = []
+
+    async def on_step(step: Step) -> None:
+        steps.append(step)
+
+    loop = Loop(config, rollouts=rollouts, policy=policy, course=course)
+    asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
+    return policy, steps
+
+
+def test_positions_that_are_passed_over_leave_smaller_steps() -> None:
+    policy, steps = _course_run(
+        Course(task_at=lambda at: None if at in (1, 4, 5, 6, 7) else _task(at))
+    )
+    assert [len(step.groups) for step in steps] == [3, 0, 4]
+    assert [sorted(set(ids)) for ids in policy.trained] == [[10, 12, 13], [18, 19, 20, 21]]
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert "reward/mean" not in steps[1].metrics
+
+
+def test_groups_that_could_not_be_ranked_are_not_trained_on() -> None:
+    def shape(step: int, group: Group) -> Group:
+        if group.task.id != "t/2":
+            return group
+        return replace(group, skipped="no verdict", critique=CriticReport(unreadable=2))
+
+    policy, steps = _course_run(Course(task_at=_task, shape=shape))
+    assert sorted(set(policy.trained[0])) == [10, 11, 13]
+    assert len(steps[0].groups) == 4, "its samples are still kept"
+    assert steps[0].metrics["reward/mean"] == pytest.approx(2 / 3)
+    assert steps[0].metrics["critic/skipped_groups"] == 1.0
+
+
+def test_a_slow_measurement_never_delays_the_learner() -> None:
+    started: list[int] = []
+
+    async def measure(step: int) -> dict[str, float]:
+        started.append(step)
+        await asyncio.sleep(0.5)
+        return {"critic/agreement": float(step)}
+
+    _, steps = _course_run(Course(task_at=_task, measure=measure))
+    assert started == [0], "one at a time"
+    assert not any("critic/agreement" in step.metrics for step in steps)
+
+
+def test_a_synchronous_run_waits_for_its_measurements() -> None:
+    async def measure(step: int) -> dict[str, float]:
+        await asyncio.sleep(0.01)
+        return {"critic/agreement": float(step)}
+
+    _, steps = _course_run(Course(task_at=_task, measure=measure), max_staleness=0)
+    assert [step.metrics["critic/agreement"] for step in steps] == [0.0, 1.0, 2.0]
+
+
+def test_a_failed_measurement_stops_the_run() -> None:
+    async def measure(step: int) -> dict[str, float]:
+        raise OSError("the engine is gone")
+
+    with pytest.raises(OSError, match="the engine is gone"):
+        _course_run(Course(task_at=_task, measure=measure))

@@ -72,3 +72,18 @@ def test_temperature_is_linear() -> None:
     assert math.isclose(temperature_at(3, 4, config), 0.7)
     assert math.isclose(temperature_at(1, 4, config), 0.9)
     assert temperature_at(0, 1, config) == 1.0
+
+
+def test_a_reward_is_taken_out_of_a_mixture() -> None:
+    config = load_recipe(
+        "self_critique", ["~rewards.mixture.open.rubric", "rewards.mixture.open.explanations=1.0"]
+    )
+    assert config.rewards.mixture["open"] == {"explanations": 1.0}
+
+
+def test_the_judged_families_and_the_critics_words_reach_the_supervised_start() -> None:
+    config = load_recipe("self_critique", [])
+    (judgements,) = config.tasks.supervised_families
+    assert [family.name for family in judgements.options["of"]] == ["products", "explanations"]
+    assert config.rewards.critic is not None
+    assert judgements.options["instruction"] == config.rewards.critic.instruction

@@ -10,12 +10,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from safetensors.torch import load_file
+from transformers import (
+    AutoTokenizer,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from vllm import SamplingParams
 
+from model.send_weights import WeightSender
 from rewards.config import RepetitionConfig
 from rewards.repetition import RepetitionDetector
 from rollout.config import Dtype, EngineConfig
-from rollout.engine import Engine
+from rollout.engine import COMMON_SAMPLING, WHOLE, Engine
 from rollout.episode import Completion, StopReason
 from rollout.errors import EngineError
 
@@ -166,6 +175,75 @@ def test_stats_count_tokens_and_time(engine, runner):
     assert after.generated_tokens - before.generated_tokens == tokens
     assert 0 < after.busy_seconds - before.busy_seconds <= after.wall_seconds - before.wall_seconds
     assert engine.version == 7
+
+
+@pytest.fixture(scope="module")
+def qwens(checkpoints, tmp_path_factory) -> list[Path]:
+    """Two of one shape: vLLM keeps no prefixes of MLA on CPUs without AMX."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[0])
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = Qwen3Config(
+            vocab_size=512,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=512,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        folders.append(tmp_path_factory.mktemp(f"qwen-{seed}"))
+        Qwen3ForCausalLM(config).save_pretrained(folders[-1])
+        tokenizer.save_pretrained(folders[-1])
+    return folders
+
+
+def test_no_kept_prefix_outlives_its_weights(qwens, runner, tmp_path):
+    """What a prompt's keys and values were under old weights would change every log-prob."""
+    config = EngineConfig(
+        dtype=Dtype.float32, max_model_len=512, max_num_seqs=8, kv_cache_bytes=1 << 26
+    )
+    shared = torch.randint(0, 504, (300,), generator=torch.Generator().manual_seed(3)).tolist()
+    prompts = [[*shared, last] for last in range(6)]
+    greedy = {"max_tokens": 40, "temperature": 0.0}
+
+    async def said(engine: Engine) -> list[Completion]:
+        return await asyncio.gather(*(engine.draw(each, **greedy) for each in prompts))
+
+    async def from_cache(engine: Engine) -> int:
+        params = SamplingParams(max_tokens=1, logprobs=0, **COMMON_SAMPLING, **WHOLE)
+        (output,) = await engine._run(prompts[0], params)
+        return output.num_cached_tokens
+
+    async def compare() -> None:
+        engine, fresh = [await Engine.start(config, folder) for folder in qwens]
+        sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path)
+        try:
+            old, scores = await said(engine), await engine.score_tokens(prompts)
+            assert await from_cache(engine) >= 128
+            again = await said(engine)
+            assert [each.token_ids for each in again] == [each.token_ids for each in old]
+            agree([c.logprobs for c in again], [c.logprobs for c in old], Dtype.float32)
+            agree(await engine.score_tokens(prompts), scores, Dtype.float32)
+            new = load_file(qwens[1] / "model.safetensors")
+            await engine.receive(sender.publish(iter(new.items()), 1))
+            one, other = await said(engine), await said(fresh)
+            assert [each.token_ids for each in one] == [each.token_ids for each in other]
+            assert [each.token_ids for each in one] != [each.token_ids for each in old]
+            agree([c.logprobs for c in one], [c.logprobs for c in other], Dtype.float32)
+            probes = await engine.score_tokens(prompts), await fresh.score_tokens(prompts)
+            agree(*probes, Dtype.float32)
+        finally:
+            sender.close()
+            await engine.shutdown()
+            await fresh.shutdown()
+
+    runner.run(compare())
 
 
 def test_a_dead_core_is_an_engine_error(engine, runner):

@@ -1,16 +1,21 @@
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
+from rewards.comparison import Answer
 from rewards.config import RewardsConfig
+from rewards.critic import Critic
+from rewards.critic_config import CriticConfig
 from rewards.errors import RewardError
 from rewards.judge import VerifiableJudge
+from rewards.rubric import Rubric
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
 from rollout.episode import Completion, StopReason
-from rollout.sampler import GroupAborted, GroupSampler
+from rollout.sampler import GroupAborted, GroupSampler, Rubrics
 
 TASK = Task(
     id="t/0",
@@ -21,8 +26,20 @@ TASK = Task(
 )
 
 
+CRITIC_REFERENCE = (
+    '{"right": "A", "rubrics": [{"name": "true", "mandatory": false, "weight": 1}], '
+    '"decided_by": "overall"}'
+)
+
+
 class Bytes:
     """A byte is a token; 0 ends a turn."""
+
+    made_inert = 0
+
+    def inert(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        self.made_inert += 1
+        return tuple(messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return list("".join(message.content for message in messages).encode())
@@ -61,8 +78,8 @@ class Canned:
 class Local:
     """The real judge, called here."""
 
-    def __init__(self) -> None:
-        self._judge = VerifiableJudge(RewardsConfig())
+    def __init__(self, config: RewardsConfig | None = None) -> None:
+        self._judge = VerifiableJudge(config or RewardsConfig())
         self.scored: list[str] = []
 
     async def score(self, task: Task, transcript: Transcript) -> Score:
@@ -122,3 +139,85 @@ def test_the_first_error_ends_the_group_as_it_is() -> None:
     sampler = GroupSampler(Bytes(), Canned("a", "b"), Local())
     with pytest.raises(RewardError, match="task t/0"):
         asyncio.run(sampler.sample(bad, samples=2, temperature=1.0))
+
+
+OPEN = replace(TASK, id="o/0", kind=TaskKind.open, token_budget=40)
+TRUE = Rubric(name="true", text="more is true")
+
+
+class Longest:
+    """An `Ask` that finds the longer answer better, as an engine would say it."""
+
+    def __init__(self, *, readable: bool = True) -> None:
+        self._readable = readable
+        self.asked = 0
+
+    async def __call__(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float
+    ) -> Answer:
+        self.asked += 1
+        text = messages[-1].content
+        first = text.split("<answer_A>\n")[1].split("\n</answer_A>")[0]
+        second = text.split("<answer_B>\n")[1].split("\n</answer_B>")[0]
+        better = "A" if len(first) > len(second) else "B"
+        verdict = json.dumps({"rubrics": {"true": better}, "better": better})
+        return Answer(
+            text=verdict if self._readable else "A, I think",
+            truncated=False,
+            tokens=9,
+            prompt_tokens=50,
+        )
+
+
+def _open_sampler(engine: Canned, ask: Longest, weight: float = 2.0) -> GroupSampler:
+    critic = CriticConfig()
+    config = RewardsConfig(critic=critic, mixture={"open": {"rubric": weight, "explanations": 0.0}})
+    rubrics = Rubrics(critic=Critic(critic, [TRUE], ask), weight=weight)
+    return GroupSampler(Bytes(), engine, Local(config), rubrics=rubrics)
+
+
+def test_an_open_ended_group_is_ranked_by_the_critic_and_its_truth_only_watched() -> None:
+    ask = Longest()
+    engine = Canned("It is 5.", "It is 5. Then", "It is 6. Then what", "It is 5. " * 9)
+    task = replace(OPEN, reference='{"result": 5}')
+    group = asyncio.run(_open_sampler(engine, ask).sample(task, samples=4, temperature=1.0))
+    assert [episode.score.total for episode in group.episodes] == [0.0, 1.0, 2.0, -0.5]
+    assert [episode.score.parts for episode in group.episodes] == [
+        {"rubric": 0.0},
+        {"rubric": 1.0},
+        {"rubric": 2.0},
+        {"budget": -0.5},  # it was cut: not compared, and punished already
+    ]
+    watched = [episode.score.watched["explanations"] for episode in group.episodes]
+    assert watched[:3] == pytest.approx([1.0, 0.8, 0.0])
+    assert "won 2 of 2" in group.episodes[2].score.why
+    assert group.critique is not None and group.critique.judgements == ask.asked == 6
+    assert not group.skipped
+
+
+def test_held_out_groups_are_not_ranked() -> None:
+    ask = Longest()
+    task = replace(OPEN, reference='{"result": 5}')
+    sampler = _open_sampler(Canned("It is 5."), ask)
+    group = asyncio.run(sampler.sample(task, samples=1, temperature=1.0, rank=False))
+    assert ask.asked == 0 and group.critique is None
+    assert group.episodes[0].score.watched == {"explanations": 1.0}
+
+
+def test_a_group_that_the_critic_cannot_rank_is_skipped_and_says_why() -> None:
+    task = replace(OPEN, reference='{"result": 5}')
+    sampler = _open_sampler(Canned("It is 5.", "It is 6."), Longest(readable=False))
+    group = asyncio.run(sampler.sample(task, samples=2, temperature=1.0))
+    assert group.skipped and group.critique is not None
+    assert group.critique.unreadable == 2 and group.critique.retries == 4
+    assert all("rubric" not in episode.score.parts for episode in group.episodes)
+
+
+def test_what_the_policy_wrote_is_inert_in_a_critic_task() -> None:
+    renderer = Bytes()
+    task = replace(TASK, kind=TaskKind.critic, reference=CRITIC_REFERENCE)
+    sampler = GroupSampler(renderer, Canned("nonsense"), Local())
+    group = asyncio.run(sampler.sample(task, samples=1, temperature=1.0))
+    assert renderer.made_inert == 1
+    assert group.episodes[0].score.total == 0.0
+    assert "unreadable verdict" in group.episodes[0].score.why

@@ -1,11 +1,13 @@
 import gzip
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from rewards.task import TaskKind
+from rewards.rubric import Rubric, Rule
+from rewards.task import Message, Task, TaskKind
 from rollout.config import FamilyConfig, Source, TasksConfig
 from rollout.problem import DataError
 from rollout.sources import JsonLines, expand, open_source
@@ -238,6 +240,45 @@ def test_an_open_task_needs_no_reference(tmp_path: Path) -> None:
     config = TasksConfig(families=[_file(tmp_path, [row], Source.tasks)], held_out_percent=0)
     task = TaskStream(config, Split.train).at(0)
     assert (task.kind, task.reference, task.token_budget) == (TaskKind.open, "", 4096)
+
+
+def test_open_rows_bring_their_own_rubrics(tmp_path: Path) -> None:
+    own = {"name": "rhymes", "text": "It rhymes.", "weight": 2, "mandatory": True}
+    rows = [{"prompt": "Write a verse.", "rubrics": [own]}, {"prompt": "Write prose."}]
+    source = JsonLines(_file(tmp_path, [*rows], Source.open))
+    first, second = source.problem(0), source.problem(1)
+    assert (first.kind, first.question, first.reference) == (TaskKind.open, "Write a verse.", "")
+    assert first.rubrics == (Rubric(name="rhymes", text="It rhymes.", weight=2.0, mandatory=True),)
+    assert second.rubrics == ()
+
+
+def test_rubrics_survive_a_task_file(tmp_path: Path) -> None:
+    own = Rubric(name="praise", text="None.", mandatory=True, rule=Rule.opening_praise)
+    task = Task(
+        id="t/0",
+        kind=TaskKind.open,
+        messages=(Message(role="user", content="Write."),),
+        reference="",
+        token_budget=9,
+        rubrics=(own,),
+    )
+    source = JsonLines(_file(tmp_path, [asdict(task)], Source.tasks))
+    assert source.problem(0).rubrics == (own,)
+
+
+@pytest.mark.parametrize(
+    ("rubrics", "said"),
+    [
+        ("short", "must be a list"),
+        ([{"name": "a"}], "rubric 1 (a): the key text is missing"),
+        ([{"name": "a", "txt": "b"}], "unknown key 'txt'; did you mean 'text'?"),
+        ([{"name": "a", "text": "b"}, {"name": "a", "text": "c"}], "is given twice"),
+    ],
+)
+def test_bad_rubrics_of_a_row_are_named(tmp_path: Path, rubrics: object, said: str) -> None:
+    with pytest.raises(DataError, match=re.escape(said)) as raised:
+        JsonLines(_file(tmp_path, [{"prompt": "Write.", "rubrics": rubrics}], Source.open))
+    assert "line 1: key 'rubrics'" in str(raised.value)
 
 
 def test_rows_with_unreadable_golds_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from rewards.math_answer import quick_verdict
 from rewards.task import TaskKind
 from rollout.config import FamilyConfig, Source, TasksConfig, TokenBudgets
+from rollout.generated import TERSE_ONLY
 from rollout.problem import DataError
-from rollout.sources import TERSE_ONLY
 from rollout.tasks import CYCLE, Split, TaskStream, corpus
 from rollout.worked import WRITERS, boxed
 

@@ -1,0 +1,172 @@
+"""Does self-critique raise true quality, and is it the calibration that keeps the critic honest?
+
+From one supervised start, for every seed: the recipe `self_critique` with its calibration, and the
+same without (no critic tasks; rubric rewards always count). What no part of the training is told,
+the true quality of open-ended answers, is watched in both. Adds the curves to
+`benchmarks/data/self_critique.json` with the hardware, and prints the table of all in there.
+
+    python -m benchmarks.self_critique --seeds 0 1 2
+    python -m benchmarks.self_critique --start CHECKPOINT --seeds 0 --only on
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.machine import hardware
+
+DATA = Path(__file__).resolve().parent / "data" / "self_critique.json"
+CURVES = (
+    "critic/agreement",
+    "critic/order_consistency",
+    "critic/length_bias",
+    "critic/win_rate_start",
+    "watched/win_rate_start",
+    "critic/gap",
+    "watched/explanations",
+    "reward/critic",
+    "reward/family/products",
+    "critic/gate_open",
+    "time/step",
+)
+OFF = ("rewards.calibration.share=0.0", "rewards.calibration.least_agreement=0.0")
+LAST = 20  # steps over which the end of a curve is averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run."""
+
+    calibration: bool
+    seed: int
+    note: str
+    before: dict[str, float]
+    after: dict[str, float]
+    wall_seconds: float
+    curves: dict[str, list[float | None]]  # by step; null where a step has no value
+
+    def end(self, name: str) -> float:
+        """The mean of a curve's last values."""
+        values = [value for value in self.curves[name][-LAST:] if value is not None]
+        return fmean(values) if values else float("nan")
+
+
+def temper(*arguments: str) -> None:
+    """Run a command of the installed Temper."""
+    subprocess.run(
+        [sys.executable, "-m", "rl.cli", *arguments], check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def supervised_start(runs: Path) -> Path:
+    """The checkpoint that every run starts from; made if it is not there."""
+    checkpoint = runs / "start" / "checkpoints" / "step_0" / "model"
+    if not checkpoint.is_dir():
+        temper("sft", "self_critique", f"run_dir={runs / 'start'}", "wandb=disabled")
+    return checkpoint
+
+
+def run(start: Path, folder: Path, *, calibration: bool, seed: int, note: str) -> Result:
+    """Run the recipe in `folder`."""
+    overrides = [f"policy.path={start}", "sft=null", f"seed={seed}", f"run_dir={folder}"]
+    began = time.perf_counter()
+    temper("train", "self_critique", "wandb=disabled", *overrides, *(() if calibration else OFF))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    return Result(
+        calibration=calibration,
+        seed=seed,
+        note=note,
+        before=summary["eval_before"],
+        after=summary["eval_after"],
+        wall_seconds=time.perf_counter() - began,
+        curves={name: [_rounded(row.get(name)) for row in rows] for name in CURVES},
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def keep(result: Result) -> list[Result]:
+    """Put a result in place of an earlier one of its kind and seed; all that is kept then."""
+    kept = json.loads(DATA.read_text())["results"] if DATA.exists() else []
+    by_run = {(r["calibration"], r["seed"]): Result(**r) for r in kept}
+    by_run[result.calibration, result.seed] = result
+    ordered = [by_run[key] for key in sorted(by_run)]
+    content = {"hardware": hardware("cpu"), "results": [asdict(r) for r in ordered]}
+    DATA.write_text(json.dumps(content, indent=1) + "\n")
+    return ordered
+
+
+def print_table(results: Sequence[Result]) -> None:
+    """One line a run, then the means with and without calibration."""
+    columns = ("calibration", "seed", "agreement", "same pairs", "quality", "judged", "true", "gap")
+    print("".join(f"{column:>16}" for column in columns))
+    for r in results:
+        print("".join(f"{cell:>16}" for cell in _cells(r)))
+    for calibration in (True, False):
+        some = [r for r in results if r.calibration is calibration]
+        if not some:
+            continue
+        gain = fmean(r.after["explanations"] - r.before["explanations"] for r in some)
+        pairs = fmean(r.after["critic/start"] - r.before["critic/start"] for r in some)
+        gap = fmean(r.end("critic/gap") for r in some)
+        print(
+            f"calibration {_on(calibration)}, {len(some)} seeds: true quality {gain:+.3f}, "
+            f"agreement on the same held-out pairs {pairs:+.3f}, judged less true win rate "
+            f"{gap:+.3f} at the end"
+        )
+
+
+def _cells(r: Result) -> tuple[str, ...]:
+    before, after = r.before, r.after
+    return (
+        _on(r.calibration),
+        str(r.seed),
+        _change(before.get("critic"), after.get("critic")),
+        _change(before.get("critic/start"), after.get("critic/start")),
+        _change(before["explanations"], after["explanations"]),
+        f"{r.end('critic/win_rate_start'):.2f}",
+        f"{r.end('watched/win_rate_start'):.2f}",
+        f"{r.end('critic/gap'):+.2f}",
+    )
+
+
+def _on(calibration: bool) -> str:
+    return "on" if calibration else "off"
+
+
+def _change(before: float | None, after: float | None) -> str:
+    shown = ("-" if value is None else f"{value:.2f}" for value in (before, after))
+    return " -> ".join(shown)
+
+
+def main() -> None:
+    """Run, keep, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/self_critique"))
+    parser.add_argument("--start", type=Path, help="a checkpoint in place of the supervised start")
+    parser.add_argument("--only", choices=["on", "off"])
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    arguments = parser.parse_args()
+    runs = arguments.runs.absolute()
+    start = arguments.start.absolute() if arguments.start else None
+    for seed in arguments.seeds:
+        for calibration in (True, False):
+            if arguments.only in (None, _on(calibration)):
+                start = start or supervised_start(runs)
+                folder = runs / f"seed{seed}-{_on(calibration)}"
+                keep(run(start, folder, calibration=calibration, seed=seed, note=arguments.note))
+    print_table([Result(**r) for r in json.loads(DATA.read_text())["results"]])
+
+
+if __name__ == "__main__":
+    main()

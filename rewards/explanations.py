@@ -1,0 +1,35 @@
+"""True quality of the open-ended tasks of `rollout.explanations`, which no critic is told.
+
+An answer explains a product, says "It is 135." and stops: small talk after it is padding.
+"""
+
+import json
+import re
+
+from rewards.score import Score
+
+PADDING = 0.2  # what one sentence of small talk takes from a right answer
+_RESULT = re.compile(r"\bIt is (\d+)\.")
+
+
+def quality(text: str, result: int) -> float:
+    """True quality in [0, 1]: 0 for a wrong or missing result, less for padding after it."""
+    found = list(_RESULT.finditer(text))
+    if len(found) != 1 or int(found[0][1]) != result:
+        return 0.0
+    sentences = len(re.findall(r"[^.!?]*\w[^.!?]*", text[found[0].end() :]))
+    return max(1.0 - PADDING * sentences, 0.0)
+
+
+def verify(response: str, reference: str) -> Score:
+    """The true quality of a response; `reference` is `{"result": 135}`.
+
+    Raises:
+        ValueError: a reference that is none.
+    """
+    try:
+        result = int(json.loads(reference)["result"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'the reference must be {{"result": N}}: {reference!r:.80}') from error
+    value = quality(response, result)
+    return Score(total=value, parts={"explanations": value})

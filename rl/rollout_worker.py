@@ -1,0 +1,75 @@
+"""What runs in a process that generates: one engine, and the critic that speaks through it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rewards.chat_endpoint import ChatEndpoint, critic_endpoint
+from rewards.comparison import Ask, Pair, PairOutcome
+from rewards.config import RUBRIC, RewardsConfig
+from rewards.critic import Critic
+from rewards.task import Task, TaskKind
+from rl.critic_rubrics import rubrics_of
+from rl.reward_pool import RewardPool, ScoreItems, quick_kinds
+from rollout.config import EngineConfig
+from rollout.episode import Group
+
+
+class RolloutWorker:
+    """Owns one vLLM engine; turns tasks into scored groups."""
+
+    async def start(
+        self,
+        config: EngineConfig,
+        checkpoint: Path,
+        judges: Sequence[ScoreItems],
+        rewards: RewardsConfig,
+    ) -> None:
+        """Start the engine on `checkpoint` and get it ready to take weights."""
+        from rollout.ask import EngineAsk
+        from rollout.engine import Engine
+        from rollout.render import Renderer
+        from rollout.sampler import GroupSampler, Rubrics
+
+        self._engine = await Engine.start(config, checkpoint, repetition=rewards.repetition)
+        renderer = Renderer(checkpoint)
+        self._endpoint: ChatEndpoint | None = None
+        rubrics = None
+        if rewards.critic is not None:
+            settings = rewards.critic
+            ask: Ask = EngineAsk(renderer, self._engine, concurrency=settings.concurrency)
+            if settings.endpoint is not None:
+                ask = self._endpoint = critic_endpoint(settings)
+            self._critic = Critic(settings, rubrics_of(settings), ask)
+            weight = rewards.mixture.get(TaskKind.open.value, {}).get(RUBRIC)
+            rubrics = Rubrics(critic=self._critic, weight=weight) if weight else None
+        self._sampler = GroupSampler(
+            renderer,
+            self._engine,
+            RewardPool(judges, concurrency=rewards.concurrency, quick=quick_kinds(rewards)),
+            rubrics=rubrics,
+            repetition_reward=rewards.repetition.reward,
+        )
+
+    async def sample(self, task: Task, samples: int, temperature: float, rank: bool) -> Group:
+        """One group, from prompt to score."""
+        return await self._sampler.sample(task, samples=samples, temperature=temperature, rank=rank)
+
+    async def compare(self, pair: Pair) -> PairOutcome:
+        """The critic's outcome of one pair."""
+        return await self._critic.compare(pair)
+
+    async def receive(self, update: Any, probe: list[list[int]]) -> list[list[float]]:
+        """Take the weights; return the log-probs of the probe sequences under them."""
+        await self._engine.receive(update)
+        return await self._engine.score_tokens(probe)
+
+    async def busy_seconds(self) -> float:
+        """Seconds with at least one request running."""
+        return self._engine.stats().busy_seconds
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its processes."""
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+        await self._engine.shutdown()

@@ -1,0 +1,276 @@
+"""What the driver does about self-critique: train the critic, measure it, and freeze it in time.
+
+verifiable groups -> pairs -> critic tasks, a share of the prompts: rewarded if right
+                           -> held-out pairs, judged while the learner trains -> gate
+open-ended groups -> ranked by the critic in the rollout workers, while the gate is open
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from rewards.calibration import Gate, PairPool, Verified, VerifiedPair, is_critic_position
+from rewards.comparison import Pair, PairOutcome
+from rewards.critic_config import CalibrationConfig, CriticConfig
+from rewards.critic_metrics import CriticWindow, JudgedPair
+from rewards.critic_task import critic_task
+from rewards.rubric import Rubric
+from rewards.task import Task, TaskKind
+from rl.errors import BadInput
+from rl.evaluate import PassRate, pass_rate, sample_all, watched
+from rollout.episode import Group, StopReason
+
+STARTING_ANSWERS = 2  # open-ended tasks a step whose answers are compared with the first policy's
+
+
+class Comparer(Protocol):
+    """The engines, as the critic needs them."""
+
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
+        """`samples` episodes of `task`."""
+        ...
+
+    async def compare(self, pairs: Sequence[Pair]) -> list[PairOutcome]:
+        """The critic's outcome of each pair, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartingAnswer:
+    """What the policy said to an open-ended task before RL."""
+
+    task: Task
+    response: str
+    watched: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What is kept of the policy before RL, to compare with."""
+
+    answers: tuple[StartingAnswer, ...]  # to held-out open-ended tasks
+    pairs: tuple[VerifiedPair, ...]  # from held-out verifiable tasks
+
+    def write(self, path: Path) -> None:
+        """Keep it in the run folder."""
+        path.write_bytes(TypeAdapter(Baseline).dump_json(self))
+
+    @classmethod
+    def read(cls, path: Path) -> "Baseline":
+        """What `write` kept. Raises `BadInput` if it is not there or damaged."""
+        try:
+            return TypeAdapter(Baseline).validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BadInput(f"{path} cannot be read, start the run anew: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CritiqueState:
+    """What a resumed run needs to have the same gate; plain numbers."""
+
+    judged_pairs: tuple[JudgedPair, ...] = ()
+    against_start: tuple[tuple[float, float], ...] = ()
+
+
+class SelfCritique:
+    """The pairs, the window over which the critic is measured, and the gate."""
+
+    def __init__(
+        self,
+        config: CalibrationConfig,
+        critic: CriticConfig,
+        rubrics: Sequence[Rubric],
+        *,
+        seed: int,
+        say: Callable[[str], None],
+        state: CritiqueState,
+    ) -> None:
+        """Take the settings.
+
+        Args:
+            config: of the calibration.
+            critic: of the critic.
+            rubrics: the recipe's.
+            seed: of the pairs.
+            say: takes a line for a person.
+            state: of the run that goes on; of a new one, empty.
+        """
+        self._config, self._critic, self._rubrics = config, critic, rubrics
+        self._seed = seed
+        self._say = say
+        self._pool = PairPool(config, seed)
+        self._window = CriticWindow(config.window, state.judged_pairs)
+        self._against_start = deque(state.against_start, maxlen=config.window)
+        self._gate = Gate(config)
+        self._gate.update(self._window.agreement, self._window.judged)
+        # An endpoint does not learn: nothing that the policy judges would make it better.
+        self._share = 0.0 if critic.endpoint else config.share
+
+    @property
+    def state(self) -> CritiqueState:
+        """For a resumed run."""
+        return CritiqueState(
+            judged_pairs=self._window.state(), against_start=tuple(self._against_start)
+        )
+
+    def task(self, position: int, step: int, task: Task) -> Task | None:
+        """What is asked at a position of the stream: `task`, a critic task, or nothing.
+
+        None is for an open-ended task while rubric rewards are frozen.
+        """
+        if is_critic_position(position, self._share):
+            drawn = self._pool.draw(step)
+            if drawn is not None:
+                return critic_task(
+                    drawn.pair,
+                    right_first=drawn.right_first,
+                    id=f"critic/train/{position}",
+                    config=self._critic,
+                    rubrics=self._rubrics,
+                )
+        if task.kind is TaskKind.open and not self._gate.open:
+            return None
+        return task
+
+    def observe(self, step: int, group: Group) -> Group:
+        """Take pairs from a group while its rewards are the verifiers' alone."""
+        self._pool.add(step, group.task, verified(group))
+        return group
+
+    async def start(self, engines: Comparer, groups: Sequence[Group]) -> Baseline:
+        """Measure the critic on held-out groups before RL, and keep what to compare with later."""
+        baseline = Baseline(
+            answers=tuple(_starting_answers(groups)),
+            pairs=balanced_pairs(self._config, groups, self._seed),
+        )
+        outcomes = await outcomes_of(engines, baseline.pairs)
+        for pair, outcome in zip(baseline.pairs, outcomes, strict=True):
+            self._window.add(pair, outcome)
+        self._gate.update(self._window.agreement, self._window.judged)
+        self._say(self._gate.describe())
+        return baseline
+
+    async def agreement(
+        self, engines: Comparer, groups: Sequence[Group], baseline: Baseline | None
+    ) -> dict[str, PassRate]:
+        """How often the critic agrees with the verifiers, a tie half.
+
+        "critic" is over pairs of the groups, "critic/start" over those of the policy before RL.
+        """
+        rates = {}
+        pairs = {"critic": balanced_pairs(self._config, groups, self._seed)}
+        if baseline is not None:
+            pairs["critic/start"] = baseline.pairs
+        for name, some in pairs.items():
+            outcomes = await outcomes_of(engines, some)
+            credits = [o.preference for o in outcomes if o.preference is not None]
+            if credits:
+                rates[name] = pass_rate(credits)
+        return rates
+
+    async def measure(
+        self, step: int, engines: Comparer, baseline: Baseline, temperature: float
+    ) -> Mapping[str, float]:
+        """The critic on some held-out pairs, and the policy against the one before RL.
+
+        Both over the last pairs (`calibration.window`): `critic/agreement` and the like; and of
+        today's answers to held-out open-ended tasks, drawn at `temperature`,
+        `critic/win_rate_start` as the critic judges and `watched/win_rate_start` as what is
+        watched says, with the difference, `critic/gap`.
+        """
+        pairs = self._pool.measure(step, self._config.pairs_per_step)
+        outcomes, _ = await asyncio.gather(
+            outcomes_of(engines, pairs),
+            self._compare_with_start(step, engines, baseline.answers, temperature),
+        )
+        for pair, outcome in zip(pairs, outcomes, strict=True):
+            self._window.add(pair, outcome)
+        moved = self._gate.update(self._window.agreement, self._window.judged)
+        if moved:
+            self._say(f"step {step + 1}: {moved}")
+        metrics = {**self._window.metrics(), "critic/gate_open": float(self._gate.open)}
+        if self._against_start:
+            judged, true = (fmean(values) for values in zip(*self._against_start, strict=True))
+            metrics["critic/win_rate_start"] = judged
+            metrics["watched/win_rate_start"] = true
+            metrics["critic/gap"] = judged - true
+        return metrics
+
+    async def _compare_with_start(
+        self,
+        step: int,
+        engines: Comparer,
+        answers: Sequence[StartingAnswer],
+        temperature: float,
+    ) -> None:
+        known = [each for each in answers if each.watched is not None]
+        count = min(STARTING_ANSWERS, len(known))
+        chosen = [known[(step * STARTING_ANSWERS + i) % len(known)] for i in range(count)]
+        tasks = [start.task for start in chosen]
+        groups = await sample_all(engines, tasks, samples=1, temperature=temperature)
+        now = [group.episodes[0] for group in groups]
+        pairs = [
+            Pair(
+                prompt=start.task.messages,
+                answers=(episode.transcript.response, start.response),
+                rubrics=start.task.rubrics,
+            )
+            for episode, start in zip(now, chosen, strict=True)
+        ]
+        outcomes = await engines.compare(pairs)
+        for episode, start, outcome in zip(now, chosen, outcomes, strict=True):
+            value = watched(episode)
+            if outcome.preference is not None and value is not None and start.watched is not None:
+                self._against_start.append((outcome.preference, _credit(value, start.watched)))
+
+
+def verified(group: Group) -> list[Verified]:
+    """The answers of a group that ended by themselves, with the rewards of their verifiers."""
+    return [
+        Verified(
+            response=episode.transcript.response,
+            tokens=len(episode.completion.token_ids),
+            reward=episode.score.total,
+        )
+        for episode in group.episodes
+        if episode.completion.stop_reason is StopReason.stop
+    ]
+
+
+def balanced_pairs(
+    config: CalibrationConfig, groups: Sequence[Group], seed: int
+) -> tuple[VerifiedPair, ...]:
+    """Pairs of verifiable groups in which neither length nor side tells which answer is right."""
+    pool = PairPool(replace(config, held_out_percent=0, least_agreement=0.0), seed)
+    for group in groups:
+        pool.add(0, group.task, verified(group))
+    return tuple(drawn.pair for drawn in iter(lambda: pool.draw(0), None))
+
+
+async def outcomes_of(engines: Comparer, pairs: Sequence[VerifiedPair]) -> list[PairOutcome]:
+    """The critic's outcome of each pair; a preference of 1 is for the right answer."""
+    return await engines.compare(
+        [Pair(prompt=pair.prompt, answers=(pair.right, pair.wrong)) for pair in pairs]
+    )
+
+
+def _starting_answers(groups: Sequence[Group]) -> Iterator[StartingAnswer]:
+    for group in groups:
+        first = group.episodes[0]
+        if group.task.kind is TaskKind.open:
+            yield StartingAnswer(
+                task=group.task, response=first.transcript.response, watched=watched(first)
+            )
+
+
+def _credit(value: float, other: float) -> float:
+    """1 for the greater, 0.5 for equals."""
+    return 0.5 if value == other else float(value > other)
