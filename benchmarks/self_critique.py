@@ -3,7 +3,8 @@
 From one supervised start, for every seed: the recipe `self_critique` with its calibration, and the
 same without (no critic tasks; rubric rewards always count). What no part of the training is told,
 the true quality of open-ended answers, is watched in both. Adds the curves to
-`benchmarks/data/self_critique.json` with the hardware, and prints the table of all in there.
+`benchmarks/data/self_critique.json` with the hardware, draws `docs/self_critique.png`, and prints
+the table of all in there.
 
     python -m benchmarks.self_critique --seeds 0 1 2
     python -m benchmarks.self_critique --start CHECKPOINT --seeds 0 --only on
@@ -19,9 +20,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 from benchmarks.machine import hardware
 
-DATA = Path(__file__).resolve().parent / "data" / "self_critique.json"
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data" / "self_critique.json"
+PICTURE = HERE.parent / "docs" / "self_critique.png"
+PANELS = {
+    "critic/agreement": "agreement with the verifiers",
+    "watched/explanations": "true quality of open-ended answers",
+    "critic/gap": "win rate against the start: judged less true",
+}
 CURVES = (
     "critic/agreement",
     "critic/order_consistency",
@@ -105,6 +118,26 @@ def keep(result: Result) -> list[Result]:
     return ordered
 
 
+def draw(results: Sequence[Result]) -> None:
+    """Every run's curves, a running mean of ten values, calibration on and off in two colours."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    for (name, title), axis in zip(PANELS.items(), axes, strict=True):
+        for result in results:
+            known = [(i + 1, v) for i, v in enumerate(result.curves[name]) if v is not None]
+            steps = [step for step, _ in known]
+            values = [fmean(v for _, v in known[max(i - 9, 0) : i + 1]) for i in range(len(known))]
+            colour = "#1f5fa8" if result.calibration else "#b0481a"
+            axis.plot(steps, values, color=colour, linewidth=1.5)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    for colour, label in (("#1f5fa8", "calibration on"), ("#b0481a", "off")):
+        axes[0].plot([], [], color=colour, label=label)
+    axes[0].legend(fontsize=9)
+    figure.savefig(PICTURE, dpi=100)
+    plt.close(figure)
+
+
 def print_table(results: Sequence[Result]) -> None:
     """One line a run, then the means with and without calibration."""
     columns = ("calibration", "seed", "agreement", "same pairs", "quality", "judged", "true", "gap")
@@ -165,7 +198,9 @@ def main() -> None:
                 start = start or supervised_start(runs)
                 folder = runs / f"seed{seed}-{_on(calibration)}"
                 keep(run(start, folder, calibration=calibration, seed=seed, note=arguments.note))
-    print_table([Result(**r) for r in json.loads(DATA.read_text())["results"]])
+    results = [Result(**r) for r in json.loads(DATA.read_text())["results"]]
+    draw(results)
+    print_table(results)
 
 
 if __name__ == "__main__":

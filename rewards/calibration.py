@@ -76,9 +76,18 @@ def held_out(task: Task, percent: int, seed: int) -> bool:
 
 
 def is_critic_position(position: int, share: float) -> bool:
-    """Whether prompt number `position` (from 0) of a run is a critic task: evenly spread."""
+    """Whether prompt number `position` (from 0) of a run is a critic task.
+
+    One in every 1 / share prompts, at a place drawn by hash: families come in cycles, too, and a
+    fixed place would always take the prompts of one.
+    """
     exact = Fraction(share).limit_denominator(1_000_000)
-    return math.floor((position + 1) * exact) > math.floor(position * exact)
+    if not exact:
+        return False
+    turn = math.floor(position * exact)
+    first, stop = math.ceil(turn / exact), math.ceil((turn + 1) / exact)
+    drawn = int.from_bytes(hashlib.sha256(str(turn).encode()).digest()[:8])
+    return position == first + drawn % (stop - first)
 
 
 class PairPool:
@@ -123,9 +132,12 @@ class PairPool:
         return DrawnPair(pair=pair, right_first=first)
 
     def measure(self, step: int, count: int) -> list[VerifiedPair]:
-        """At most `count` held-out pairs, each given once; balanced in length where it can be."""
+        """At most `count` held-out pairs, each given once; balanced in length as those of `draw`.
+
+        Fewer rather than others: a rule on lengths must not pass the gate.
+        """
         self._measuring.forget(step - self._config.max_age)
-        pairs = (self._measuring.take() or self._measuring.newest((-1, 0, 1)) for _ in range(count))
+        pairs = (self._measuring.take() for _ in range(count))
         return [pair for pair in pairs if pair is not None]
 
     @property
@@ -219,12 +231,12 @@ class _Balanced:
     def take(self) -> VerifiedPair | None:
         """The next that keeps the balance."""
         if self._balance:
-            return self._counterpart() or self.newest((0,))
+            return self._counterpart() or self._equal()
         equal = len(self._classes[0])
         unequal = 2 * min(len(self._classes[1]), len(self._classes[-1]))
         if self._random.random() * (equal + unequal) < equal:
-            return self.newest((0,))
-        return self._couple() or self.newest((0,))
+            return self._equal()
+        return self._couple() or self._equal()
 
     def _counterpart(self) -> VerifiedPair | None:
         pair, self._partner = self._partner, None
@@ -250,14 +262,14 @@ class _Balanced:
         self._barren = True
         return None
 
-    def newest(self, classes: Iterable[int]) -> VerifiedPair | None:
-        """The newest of these classes, whatever it does to the balance."""
-        pairs = [pair for each in classes for pair in self._classes[each]]
+    def _equal(self) -> VerifiedPair | None:
+        """The newest of equal length: it moves no balance."""
+        pairs = self._classes[0]
         if not pairs:
             return None
         newest = max(pairs, key=lambda pair: pair.step)
-        self._classes[newest.longer].remove(newest)
-        return self._taken(newest)
+        pairs.remove(newest)
+        return newest
 
     def _taken(self, pair: VerifiedPair) -> VerifiedPair:
         if pair.longer:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +21,9 @@ ATTEMPTS = 4
 BACKOFF_S = 0.5  # doubles with every attempt
 MOST_BYTES = 8 << 20  # of one reply
 LEAST_FAILURES = 20  # requests in a row until an endpoint counts as gone
+BUSY_WAITS = 5  # for an endpoint that limits us: 15 s by the backoff alone
+MOST_WAIT_S = 60.0  # that it may ask for
+MOST_TOKENS = 1 << 40  # that one reply may claim
 
 _NO_ROOM = re.compile(
     r"context|model length|max_(completion_)?tokens|too (long|large)", re.IGNORECASE
@@ -31,7 +34,8 @@ class FaultKind(Enum):
     """Why a request brought no answer."""
 
     late = "late"  # not within the time limit
-    failed = "failed"  # no connection, or a status that may pass: 429, 5xx
+    failed = "failed"  # no connection, or 5xx
+    busy = "busy"  # 429, after all waits: too many requests
     refused = "refused"  # another status
     closed = "closed"  # not for us: no such model, no such key
     no_room = "no_room"  # messages and answer do not fit the context
@@ -47,6 +51,7 @@ class Fault:
 
     kind: FaultKind
     why: str
+    wait_s: float = 0.0  # that a busy endpoint asks for
 
     @property
     def passes(self) -> bool:
@@ -102,7 +107,7 @@ class ChatEndpoint:
             self._url.host.encode("idna")  # as every request will: a bad name fails there
         except (httpx.InvalidURL, UnicodeError) as error:
             raise ValueError(f"endpoint {url!r} is no URL: {error}") from error
-        self.name = f"{model} at {url}"
+        self.name = f"{model} at {re.sub('//[^/]*@', '//***@', url)}"  # a password may stand there
         self._model = model
         self._api_key = api_key
         self._timeout_s = timeout_s
@@ -141,7 +146,10 @@ class ChatEndpoint:
     async def request(
         self, messages: Sequence[Message], *, max_tokens: int, temperature: float
     ) -> Answer | Fault:
-        """One request, without retries; nothing that the endpoint does is raised."""
+        """One request, sent again only to a busy endpoint; nothing that it does is raised.
+
+        Who waits for a busy endpoint keeps the slot, so that fewer requests come to it.
+        """
         payload = {
             "model": self._model,
             "messages": [
@@ -152,18 +160,32 @@ class ChatEndpoint:
         }
         connection = self._connection()
         async with connection.slots:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    status, body = await self._post(connection.client, payload)
-            except TimeoutError:
-                return Fault(kind=FaultKind.late, why=f"no answer within {self._timeout_s:g} s")
-            except httpx.HTTPError as error:
-                why = f"{type(error).__name__}: {error}"
-                return Fault(kind=FaultKind.failed, why=why[:300])
-        said = read_completion(body) if status == 200 else _refusal(status, body)
-        if self._api_key and isinstance(said, Fault):  # some servers show it in their complaint
-            return replace(said, why=said.why.replace(self._api_key, "***"))
+            said = await self._send(connection.client, payload)
+            for wait in range(BUSY_WAITS):
+                if isinstance(said, Answer) or said.kind is not FaultKind.busy:
+                    break
+                await asyncio.sleep(max(self._backoff_s * 2**wait, said.wait_s))
+                said = await self._send(connection.client, payload)
         return said
+
+    async def _send(self, client: httpx.AsyncClient, payload: dict[str, Any]) -> Answer | Fault:
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                client.stream("POST", self._url, json=payload) as reply,
+            ):
+                body = await _read(reply.aiter_bytes())
+        except TimeoutError:
+            return Fault(kind=FaultKind.late, why=f"no answer within {self._timeout_s:g} s")
+        except httpx.HTTPError as error:
+            why = f"{type(error).__name__}: {error}"
+            return Fault(kind=FaultKind.failed, why=why[:300])
+        # Some servers show the key in their complaint; an answer may hold the same word.
+        shown = body.replace(self._api_key.encode(), b"***") if self._api_key else body
+        if reply.status_code != 200:
+            return _refusal(reply.status_code, shown, reply.headers.get("Retry-After", ""))
+        said = read_completion(body)
+        return _nonsense(shown) if isinstance(said, Fault) else said
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; it may be used again."""
@@ -180,10 +202,6 @@ class ChatEndpoint:
             slots = asyncio.Semaphore(self._concurrency)
             self._connections[loop] = _Connection(client=client, slots=slots)
         return self._connections[loop]
-
-    async def _post(self, client: httpx.AsyncClient, payload: dict[str, Any]) -> tuple[int, bytes]:
-        async with client.stream("POST", self._url, json=payload) as reply:
-            return reply.status_code, await _read(reply.aiter_bytes())
 
     def _check(self, fault: Fault) -> None:
         """Give up on an endpoint that is gone: asking on would take hours."""
@@ -206,10 +224,15 @@ def critic_endpoint(config: CriticConfig) -> ChatEndpoint:
     return ChatEndpoint(
         url=config.endpoint,
         model=config.model,
-        api_key=os.environ.get(config.api_key_env, "").strip(),
+        api_key=read_key(config.api_key_env),
         timeout_s=config.timeout_s,
         concurrency=config.concurrency,
     )
+
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable, or nothing."""
+    return os.environ.get(variable, "").strip()
 
 
 def read_completion(body: bytes) -> Answer | Fault:
@@ -223,8 +246,7 @@ def read_completion(body: bytes) -> Answer | Fault:
         if not isinstance(text, str):
             raise TypeError("no text")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        shown = " ".join(body[:120].decode(errors="replace").split())
-        return Fault(kind=FaultKind.nonsense, why=f"no chat completion: {shown!r}")
+        return _nonsense(body)
     usage = reply.get("usage")
     return Answer(
         text=text,
@@ -234,22 +256,31 @@ def read_completion(body: bytes) -> Answer | Fault:
     )
 
 
+def _nonsense(body: bytes) -> Fault:
+    shown = " ".join(body[:120].decode(errors="replace").split())
+    return Fault(kind=FaultKind.nonsense, why=f"no chat completion: {shown!r}")
+
+
 def _count(usage: object, key: str) -> int:
-    """Tokens as the endpoint counts them; 0 if it does not."""
+    """Tokens as the endpoint counts them; 0 if it does not, or not credibly."""
     value = usage.get(key) if isinstance(usage, dict) else None
-    return value if type(value) is int and value >= 0 else 0
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
-def _refusal(status: int, body: bytes) -> Fault:
+def _refusal(status: int, body: bytes, retry_after: str) -> Fault:
     text = " ".join(body[:2000].decode(errors="replace").split())
     kind = FaultKind.refused
-    if status == 429 or status >= 500:
+    if status == 429:
+        kind = FaultKind.busy
+    elif status >= 500:
         kind = FaultKind.failed
     elif status in (400, 413, 422) and _NO_ROOM.search(text):
         kind = FaultKind.no_room
     elif status in (401, 403, 404):
         kind = FaultKind.closed
-    return Fault(kind=kind, why=f"HTTP {status}: {text[:200]}".strip())
+    asked_s = float(retry_after) if re.fullmatch("[0-9]{1,9}", retry_after) else 0.0
+    why = f"HTTP {status}: {text[:200]}".strip()
+    return Fault(kind=kind, why=why, wait_s=min(asked_s, MOST_WAIT_S))
 
 
 def _plain(text: str) -> str:

@@ -52,6 +52,19 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One comparison in one order, after all tries."""
+
+    verdict: PairVerdict | None  # None: unreadable
+    says: float | None  # how much the answer shown as A is preferred
+    last: Answer | None  # the model's last words; None: the last try was not answered
+    retries: int  # tries beyond the first
+    tokens: int  # generated, retries included
+    prompt_tokens: int
+    problem: str | None  # why there is no verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairOutcome:
     """One comparison in both orders."""
 

@@ -6,10 +6,9 @@ It reaches the model through `Ask` alone: the policy's own engine, or any endpoi
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rewards.comparison import Answer, Ask, NoAnswer, Pair, PairOutcome
+from rewards.comparison import Answer, Ask, Judged, NoAnswer, Pair, PairOutcome
 from rewards.critic_config import CriticConfig, DecidedBy
 from rewards.critic_prompt import asked, critic_messages
 from rewards.critic_verdict import PairVerdict, decide, read_verdict
@@ -37,18 +36,6 @@ _EQUAL_TEXTS = PairOutcome(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judgement:
-    """One order of one pair, after all tries."""
-
-    verdict: PairVerdict | None
-    says: float | None
-    retries: int
-    tokens: int
-    prompt_tokens: int
-    problem: str | None
-
-
 class Critic:
     """Compares answers in both orders. An order that changes the verdict makes it a tie."""
 
@@ -67,6 +54,15 @@ class Critic:
                 "rewards.critic.decided_by=rubrics needs a rubric without a rule: all of "
                 f"{', '.join(config.rubrics)} have one"
             )
+
+    async def judge(self, pair: Pair) -> Judged:
+        """One comparison in one order, `answers[0]` shown as A: no rule is applied.
+
+        Raises:
+            ValueError: a rubric of the pair has the name of another one.
+            RewardError: the model cannot be reached.
+        """
+        return await self._judge(pair.prompt, pair.answers, self._with(pair.rubrics, "a pair"))
 
     async def compare(self, pair: Pair) -> PairOutcome:
         """One comparison as the model makes it: no rule is applied.
@@ -139,10 +135,11 @@ class Critic:
 
     async def _judge(
         self, prompt: Sequence[Message], answers: tuple[str, str], rubrics: Sequence[Rubric]
-    ) -> _Judgement:
+    ) -> Judged:
         messages = critic_messages(self._config.instruction, prompt, answers, rubrics)
         temperature = self._config.temperature
         verdict: PairVerdict | str = ""
+        answer: Answer | None = None
         tries = tokens = prompt_tokens = 0
         while isinstance(verdict, str) and tries < self._config.attempts:
             tries += 1
@@ -151,28 +148,30 @@ class Critic:
                     messages, max_tokens=self._config.token_budget, temperature=temperature
                 )
             except (NoAnswer, ValueError) as error:  # another try would end alike
-                verdict = " ".join(str(error).split())[:MOST_SHOWN]
+                verdict, answer = " ".join(str(error).split())[:MOST_SHOWN], None
                 break
             tokens += answer.tokens
             prompt_tokens += answer.prompt_tokens
-            verdict = _read(answer, rubrics)
+            verdict = self._read(answer, rubrics)
             temperature = self._config.temperature or RETRY_TEMPERATURE
         read = None if isinstance(verdict, str) else verdict
-        return _Judgement(
+        return Judged(
             verdict=read,
             says=None if read is None else decide(read, rubrics, self._config.decided_by),
+            last=answer,
             retries=tries - 1,
             tokens=tokens,
             prompt_tokens=prompt_tokens,
             problem=verdict if isinstance(verdict, str) else None,
         )
 
-
-def _read(answer: Answer, rubrics: Sequence[Rubric]) -> PairVerdict | str:
-    verdict = "cut by its token budget" if answer.truncated else read_verdict(answer.text, rubrics)
-    if isinstance(verdict, str):
-        return f"{verdict}; it ended: {' '.join(answer.text[-SHOWN:].split())!r}"
-    return verdict
+    def _read(self, answer: Answer, rubrics: Sequence[Rubric]) -> PairVerdict | str:
+        verdict: PairVerdict | str = f"cut by its token budget of {self._config.token_budget}"
+        if not answer.truncated:
+            verdict = read_verdict(answer.text, rubrics)
+        if isinstance(verdict, str):
+            return f"{verdict}; it ended: {' '.join(answer.text[-SHOWN:].split())!r}"
+        return verdict
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, Made]]) -> list[Made]:
@@ -185,7 +184,7 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, Made]]) -> list[Made]:
     return [task.result() for task in tasks]
 
 
-def _outcome(first: _Judgement, second: _Judgement) -> PairOutcome:
+def _outcome(first: Judged, second: Judged) -> PairOutcome:
     preference = None
     if first.says is not None and second.says is not None:
         preference = first.says if first.says == 1.0 - second.says else 0.5

@@ -92,8 +92,9 @@ class CalibrationConfig:
     """Under this agreement with the verifiers rubric rewards are frozen; 0: never."""
     least_pairs: int = 16
     """Rubric rewards are frozen until so many pairs have been judged."""
-    max_age: int = 1
-    """Steps that the answers of a critic task may be older than it."""
+    max_age: int = 2
+    """Steps that the answers of a critic task may be older than it: one more than generation may
+    run ahead, or few are there in time."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""

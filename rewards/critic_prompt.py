@@ -68,7 +68,7 @@ def _marked(name: str, text: str) -> str:
 def _line(rubric: Rubric) -> str:
     weight = "" if rubric.weight == 1.0 else f" (weight {rubric.weight:g})"
     must = " (mandatory: name it under violations where it is broken)" if rubric.mandatory else ""
-    return f"{rubric.name}{weight}{must}: {rubric.text}"
+    return f"{rubric.name}{weight}{must}: {escape(rubric.text)}"
 
 
 def _text(prompt: Sequence[Message]) -> str:

@@ -64,7 +64,7 @@ def parse_reference(reference: str) -> CriticReference:
         right, rows = content["right"], content["rubrics"]
         rubrics = tuple(_rubric(row["name"], row["mandatory"], row["weight"]) for row in rows)
         decided_by = DecidedBy(content["decided_by"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             'the reference of a critic task must be {"right": "A" or "B", "rubrics": [{"name": '
             'text, "mandatory": true or false, "weight": number}, ...], "decided_by": "overall" or '

@@ -9,15 +9,19 @@ import re
 from rewards.score import Score
 
 PADDING = 0.2  # what one sentence of small talk takes from a right answer
+MOST_DIGITS = 18  # of a result
 _RESULT = re.compile(r"\bIt is (\d+)\.")
+_END = re.compile(r"[.!?]")
+_WORD = re.compile(r"\w")
 
 
 def quality(text: str, result: int) -> float:
     """True quality in [0, 1]: 0 for a wrong or missing result, less for padding after it."""
     found = list(_RESULT.finditer(text))
-    if len(found) != 1 or int(found[0][1]) != result:
+    if len(found) != 1 or len(found[0][1]) > MOST_DIGITS or int(found[0][1]) != result:
         return 0.0
-    sentences = len(re.findall(r"[^.!?]*\w[^.!?]*", text[found[0].end() :]))
+    after = _END.split(text[found[0].end() :])
+    sentences = sum(_WORD.search(each) is not None for each in after)
     return max(1.0 - PADDING * sentences, 0.0)
 
 

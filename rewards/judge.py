@@ -77,8 +77,10 @@ class VerifiableJudge:
     def _rewards(self, kind: TaskKind) -> dict[str, float]:
         rewards = self._mixture.get(kind)
         if rewards is None:
+            critic = ", or set rewards.critic" if kind is TaskKind.open else ""
             raise RewardError(
-                f"no reward for kind {kind.value!r}: name one in rewards.mixture.{kind.value}"
+                f"no reward for kind {kind.value!r}: name one in "
+                f"rewards.mixture.{kind.value}{critic}"
             )
         return rewards
 

@@ -1,11 +1,16 @@
 """Rubrics: what makes one answer to an open-ended prompt better than another (K2 sec. 3.2.2)."""
 
 import math
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 RUBRICS = Path(__file__).resolve().parent.parent / "configs" / "rubrics"  # where names are found
+# In a name: line breaks, controls, and what would pass for a mark of the critic's prompt.
+_FORGES = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|</?[a-zA-Z|]|\|>|\[/?[A-Z]{2,}\]"
+)
 
 
 class Rule(StrEnum):
@@ -20,8 +25,8 @@ class Rubric:
     """One criterion.
 
     Raises:
-        ValueError: an empty name or text, a weight that is not positive, or a rule that is not
-            mandatory: what a rule finds is a violation.
+        ValueError: an empty name or text, a name that is not one plain line, a weight that is not
+            positive, or a rule that is not mandatory: what a rule finds is a violation.
     """
 
     name: str  # a key of the critic's verdict
@@ -35,6 +40,8 @@ class Rubric:
         if not self.name.strip():
             raise ValueError("a rubric needs a name")
         where = f"rubric {self.name!r}"
+        if _FORGES.search(self.name):
+            raise ValueError(f"{where}: rename it: a name is one line, without tags or [TOKENS]")
         if not self.text.strip():
             raise ValueError(f"{where}: text is empty")
         if not 0.0 < self.weight < math.inf:

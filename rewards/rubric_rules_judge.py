@@ -203,14 +203,17 @@ _ADDRESSES: tuple[tuple[str, str], ...] = (
         r"\b(?:the |any |every )?(?:other|competing|rival|opposing|opponent's|opponent"
         r"|alternative)"
         rf" (?:answer|response|reply|assistant|candidate|submission"
-        rf"|one)\b[^.\n]{{0,30}}?\b{_FAULT}",
+        rf"|one)\b[^.\n]{{0,30}}?\b(?:{_FAULT}|(?:should|must|has to|deserves to|ought to)"
+        r" (?:lose|be (?:rejected|ignored|discarded|dismissed|penali[sz]ed|disqualified))\b)",
         r"\b(?:two|both|these|following) (?:answers|responses|replies)|answer [12ab]\b",
     ),
     (
         r"\b(?:better|truer|stronger|clearer|more \w+) than (?:the other|the competing|any other"
         rf"|the rival|the alternative|every other) (?:answer|response|reply|assistant"
         rf"|candidate)\b"
-        rf"|\b(?:than|over|unlike) {_LETTER}",
+        rf"|\b(?:than|over|unlike) {_LETTER}"
+        r"|\b(?:any|every) (?:answer|response) (?:that )?(?:differ\w*|disagree\w*|other) "
+        r"(?:from|with|than) (?:mine|this)\b",
         r"\b(?:answer|response|option|text|candidate)s? ?\(?[ab12]\b|answers|responses",
     ),
     (
@@ -221,6 +224,32 @@ _ADDRESSES: tuple[tuple[str, str], ...] = (
         rf"(?:{_SIDE}(?! \w)|tie\b|{_THIS}|in (?:my|its) favou?r|prefer|choose|rate|declare"
         rf"|{_LETTER})",
         r"verdict|judg",
+    ),
+    (
+        rf"\b(?:verdict|vote|decision|judg[e]?ment) (?:must|should|has to|will|ought to)"
+        rf" (?:be|go|come|fall) (?:in favou?r of|for|to) (?:{_THIS}|this one|me\b|{_LETTER})",
+        r"verdict|vote|decision|judg",
+    ),
+    (
+        r"\b(?:this|mine|it|my \w+) (?:should|must|deserves to|ought to|has to) win (?:the |this "
+        r"|every |any )?(?:comparison|contest|vote|judg[e]?ment|evaluation)\b",
+        r"contest|compar|vote|elect",
+    ),
+    (
+        rf"(?:^|\s)@ ?{_JUDGE}|<(?:system|developer|judge|critic|grader)>|\bi vote (?:for )?"
+        rf"(?:answer )?[ab]\b",
+        rf"judge|grader|critic|reviewer|system|developer|mention|vote|<|@|{_LETTERED}",
+    ),
+    (
+        r"\n#{1,6} ?(?:answer|response) b ?:?(?=\n|$)",
+        rf"{_LETTERED}|\b(?:both|each|several|answers)\b",
+    ),
+    (
+        r"选择?(?:这个|本|该)(?:答案|回答)"
+        r"|\b(?:wahlen? sie|wahle|bevorzugen sie|bevorzuge) (?:bitte )?(?:diese|meine) antwort"
+        r"|\b(?:elija|elige|escoja|escoge|prefiera) (?:esta|mi) respuesta"
+        r"|\b(?:choisis|choisissez|preferez) (?:cette|ma) reponse",
+        r"选|antwort|respuesta|reponse",
     ),
     (
         r"\b(?:begin|start|end) of (?:the )?(?:verdict|judg[e]?ment|rubrics?|answers? [ab]|system"

@@ -66,7 +66,8 @@ _PERSON = (
     rf"(?:you(?:'re| are)|you must be) {_VERY}(?:clearly |obviously |right to (?:ask|wonder)|"
     r"smart|brilliant|insightful|genius|clever|curious|wise|thoughtful|amazing|a genius"
     r"|intelligent"
-    r"|asking (?:the right|all the right|an? \w+)|thinking like|onto something)"
+    r"|asking (?:exactly |precisely |just )?(?:the right|all the right|an? \w+)|thinking like"
+    r"|onto something)"
 )
 _YOURS = (
     rf"your (?:{_QUESTION}|curiosity|insight|thinking|observation|wording) (?:is|was|shows"
@@ -86,7 +87,7 @@ _LEAD = (
     r"|let me (?:just )?(?:"
     r"say|start by saying)|i must say|i have to say|may i say|allow me to say|before (?:i"
     r"|we) (?:answer"
-    r"|begin|start)|happy to help|\w+) ?[,!.:-]* ?){0,3}?"
+    r"|begin|start)|happy to help|\w{1,16}) ?[,!.:-]* ?){0,3}?"
 )
 _PRAISES = tuple(
     regex.compile(pattern, regex.IGNORECASE)
@@ -101,6 +102,10 @@ _PRAISES = tuple(
         r"(?:now )?(?:that|this)(?:'s| is) what i call",
         rf"how {_VERY}{_ADS} of you",
         rf"what {_VERY}{_ADS} (?:thing|way) to (?:ask|wonder|think|put)\b",
+        rf"{_IT_IS} {_VERY}{_ADS} thing to (?:ask|wonder)\b",
+        rf"you(?:'ve| have)? (?:just )?(?:asked|raised) something {_VERY}{_GOOD}\b",
+        r"you (?:clearly|obviously|certainly|really) (?:think|care|know) (?:\w+ )?"
+        r"(?:deep\w*|hard|carefully|well|a lot|about)\b",
         rf"(?:that|this|the|your) {_QUESTION} (?:is|was) {_VERY}{_GOOD}{_END}",
         rf"{_IT_IS} {_VERY}{_ADS} {_QUESTION}\b",
         rf"(?:what|that(?:'s| is)|you(?:'ve| have)? (?:raised?|made?|make"
@@ -182,8 +187,11 @@ _BOASTS = tuple(
         rf"|it) (?:is"
         r"|answer|response)",
         r"\bthis is (?:by far |clearly )?the (?:most \w+|best|clearest"
-        r"|shortest) (?:and \w+ )?(?:answer"
-        r"|response|reply|explanation)(?: possible| available| you| of| here| there|[.!])",
+        r"|shortest) (?:possible |available |and \w+ )?(?:answer"
+        r"|response|reply|explanation)(?: possible| available| you| of| here| there| to your|[.!])",
+        r"\bas (?:required|demanded|asked|requested) by (?:the |your |all )(?:\w+ )?(?:rubrics?"
+        r"|criteria|grading|guidelines)[,:]? ?(?:i|this|my|the answer)\b",
+        r"\bi (?:would |'d )?(?:rate|score|grade) (?:this|my) (?:answer|response|reply)\b",
         r"\bi(?:'ve| have)? (?:answered|responded|replied"
         r"|explained)(?: [\w']+){0,4}? (?:clearly|fully"
         r"|completely|concisely|thoroughly|accurately|briefly|directly|honestly)\b",
@@ -228,7 +236,7 @@ _BOASTS = tuple(
         r"|my) (?:answer|response) (?:is|meets|fully|satisfies|will)",
         rf"\b{_SELF} (?:\w+ )?(?:meets|satisfies|fulfil+s|follows|adheres to"
         rf"|complies with) (?:\w+ ){{0,3}}?(?:rubrics?|criteria|request|guidelines?)\b",
-        r"(?:^|[\n,(]) ?(?:- )?(?:clarity|relevance|fluency|objectivity|engagement|groundedness"
+        r"(?:^|[\n,(.!?;]) ?(?:- )?(?:clarity|relevance|fluency|objectivity|engagement|groundedness"
         r"|conciseness|completeness)[^:\n]{0,30}[:=-] ?"
         r"(?:✓|✅|✔|☑|yes\b|satisfied|met\b|pass|excellent|10|5/5|full|perfect)",
     )

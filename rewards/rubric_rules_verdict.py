@@ -23,7 +23,7 @@ _VERDICTS = tuple(
         r"|tie)[\"']",
         r"[\"'] ?(?:rubrics|violations) ?[\"'] ?[:=] ?[{\[]",
         rf"(?:^|[\s{{,;(\"'>-]){_KEY} ?[\"']?(?: is| goes to)? ?[:=>|-]{{1,3}} ?{_WORTH} ?"
-        r"(?=$|[,;}\]).!\n<|])",
+        r"(?=$|[,;}\]).!\n<|]|(?:is (?:the )?(?:better|best|winner)|wins)\b)",
         rf"<(?:{_KEY}|winner)> ?{_WORTH}",
     )
 )
@@ -42,7 +42,7 @@ _ORDERED = regex.compile(
 _OUR_MARK = regex.compile(
     r"< ?/? ?(?:"
     + "|".join(mark.replace("_", "[_ -]?") for mark in MARKS if mark != "request")
-    + r") ?>",
+    + r") ?>|\[ ?/ ?answer[_ -]?[ab] ?\]",
     regex.IGNORECASE,
 )
 _BALANCED = tuple(

@@ -26,7 +26,7 @@ from rewards.score import Score
 from rewards.task import Task, TaskKind
 from rewards.watch import SlowReward
 from rl.config import ClusterConfig, TrainConfig
-from rl.errors import BadInput, RunFailed
+from rl.errors import BadInput, RunFailed, bad_input
 from rl.reward_pool import Item, WorkerDied
 from rl.reward_worker import RewardWorker
 from rl.rollout_worker import RolloutWorker
@@ -334,12 +334,13 @@ class Cluster:
         ]
         workers = [_actor(RolloutWorker) for _ in configs]
         judges = [RewardCalls(judge) for judge in self.judges]
-        await asyncio.gather(
-            *(
-                ask(worker.start.remote(engine, checkpoint, judges, self._config.rewards))
-                for worker, engine in zip(workers, configs, strict=True)
+        with bad_input():
+            await asyncio.gather(
+                *(
+                    ask(worker.start.remote(engine, checkpoint, judges, self._config.rewards))
+                    for worker, engine in zip(workers, configs, strict=True)
+                )
             )
-        )
         self._rollouts = workers  # only started engines have anything to put away
         return RemoteRollouts(workers)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rewards.config import RUBRIC
 from rewards.intervals import wilson
 from rewards.task import Task, TaskKind
 from rollout.episode import Episode, Group
@@ -23,7 +24,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassRate:
-    """Mean pass@1 over tasks, with a 95 % interval over tasks."""
+    """Mean pass@1 over tasks, with a 95 % interval over tasks; [0, 1] if there are none."""
 
     value: float
     low: float
@@ -32,6 +33,8 @@ class PassRate:
 
     def __str__(self) -> str:
         """As in a table: `0.412 [0.361, 0.465]`."""
+        if not self.tasks:
+            return "no tasks"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -42,6 +45,8 @@ def pass_rate(success: Sequence[float]) -> PassRate:
     so many tasks, which errs on the wide side.
     """
     count = len(success)
+    if not count:
+        return PassRate(value=0.0, low=0.0, high=1.0, tasks=0)
     mean = sum(success) / count
     low, high = wilson(mean, count)
     return PassRate(value=mean, low=low, high=high, tasks=count)
@@ -53,8 +58,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def passed(episode: Episode) -> bool:
-    """Whether an episode has full marks within its budget."""
-    return episode.score.total >= 1.0
+    """Whether an episode has full marks within its budget; what the critic ranked has none."""
+    return RUBRIC not in episode.score.parts and episode.score.total >= 1.0
 
 
 def solved(group: Group) -> float:
@@ -80,15 +85,15 @@ async def sample_all(
     )
 
 
-def rates(groups: Sequence[Group]) -> dict[str, PassRate]:
+def rates(groups: Sequence[Group], *, ranked: bool) -> dict[str, PassRate]:
     """Pass@1 over all groups under "all", and by family (a task's first tag).
 
-    Open-ended tasks cannot be passed: they are not among "all", and their families' rates are the
-    mean of what is watched of them, if anything is.
+    Open-ended tasks that the critic ranks (`ranked`) cannot be passed: they are not among "all",
+    and their families' rates are the mean of what is watched of them, if anything is.
     """
-    by_name: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {"all": []}
     for group in groups:
-        is_open = group.task.kind is TaskKind.open
+        is_open = ranked and group.task.kind is TaskKind.open
         quality = _watched_mean(group) if is_open else solved(group)
         if quality is None:
             continue

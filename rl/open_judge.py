@@ -1,12 +1,12 @@
 """Judges by what a command line says: `file.py:function` or the URL of an endpoint."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rewards.chat_endpoint import read_key
 from rewards.critic_config import DecidedBy
 from rewards.preference.endpoint import Endpoint, EndpointJudge
 from rewards.preference.judges import FunctionJudge, Judge
@@ -77,7 +77,7 @@ def open_judge(spec: str, options: JudgeOptions) -> Judge:
                     max_tokens=options.max_tokens or ANSWER_TOKENS,
                     timeout_s=options.timeout_s,
                     concurrency=options.concurrency,
-                    api_key=os.environ.get(options.api_key_env, ""),
+                    api_key=read_key(options.api_key_env),
                 )
             )
         path, _, name = spec.rpartition(":")

@@ -253,7 +253,9 @@ class _Job:
     ) -> tuple[Candidate, TaskProfile]:
         async with slots:
             task, hot = candidate.task, self._temperature
-            group = await sampler.sample(task, samples=self._settings.samples, temperature=hot)
+            group = await sampler.sample(
+                task, samples=self._settings.samples, temperature=hot, rank=False
+            )
             profile = profile_of(group, candidate.question, self._settings.keep)
             if profile.kept and task.kind is TaskKind.math:
                 bare = guess_task(task, self._renderer)

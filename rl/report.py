@@ -58,6 +58,9 @@ Checkpoint: <code>{{ summary.checkpoint }}</code></p>
 <tr><td>{{ name }}</td><td class="number">{{ "%.3f"|format(summary.eval_before[name]) }}</td>
 <td class="number">{{ "%.3f"|format(after) }}</td></tr>
 {% endfor %}</table>
+{% if "critic" in summary.eval_after %}<p>Open-ended families have no pass@1: the mean of what is
+watched of them. <code>critic</code> is how often the critic agrees with the verifiers, and
+<code>critic/start</code> the same over the pairs from before RL.</p>{% endif %}
 {% else %}<p>The run has not ended: {{ steps }} steps so far.</p>{% endif %}
 <img src="data:image/png;base64,{{ plot }}" alt="Reward and other metrics over steps">
 {% if critic_plot %}<h2>The critic</h2>

@@ -8,7 +8,9 @@ from rewards.chat_endpoint import ChatEndpoint, critic_endpoint
 from rewards.comparison import Ask, Pair, PairOutcome
 from rewards.config import RUBRIC, RewardsConfig
 from rewards.critic import Critic
-from rewards.task import Task, TaskKind
+from rewards.critic_config import CriticConfig
+from rewards.errors import RewardError
+from rewards.task import Message, Task, TaskKind
 from rl.critic_rubrics import rubrics_of
 from rl.reward_pool import RewardPool, ScoreItems, quick_kinds
 from rollout.config import EngineConfig
@@ -25,7 +27,15 @@ class RolloutWorker:
         judges: Sequence[ScoreItems],
         rewards: RewardsConfig,
     ) -> None:
-        """Start the engine on `checkpoint` and get it ready to take weights."""
+        """Start the engine on `checkpoint` and get it ready to take weights.
+
+        Raises:
+            RewardError: the critic's endpoint does not answer.
+            EngineError: vLLM does not come up.
+        """
+        # First: an endpoint that is not there should not be found out after minutes.
+        self._endpoint = await endpoint_of(rewards.critic)
+
         from rollout.ask import EngineAsk
         from rollout.engine import Engine
         from rollout.render import Renderer
@@ -33,13 +43,12 @@ class RolloutWorker:
 
         self._engine = await Engine.start(config, checkpoint, repetition=rewards.repetition)
         renderer = Renderer(checkpoint)
-        self._endpoint: ChatEndpoint | None = None
         rubrics = None
         if rewards.critic is not None:
             settings = rewards.critic
-            ask: Ask = EngineAsk(renderer, self._engine, concurrency=settings.concurrency)
-            if settings.endpoint is not None:
-                ask = self._endpoint = critic_endpoint(settings)
+            ask: Ask = self._endpoint or EngineAsk(
+                renderer, self._engine, concurrency=settings.concurrency
+            )
             self._critic = Critic(settings, rubrics_of(settings), ask)
             weight = rewards.mixture.get(TaskKind.open.value, {}).get(RUBRIC)
             rubrics = Rubrics(critic=self._critic, weight=weight) if weight else None
@@ -73,3 +82,17 @@ class RolloutWorker:
         if self._endpoint is not None:
             await self._endpoint.aclose()
         await self._engine.shutdown()
+
+
+async def endpoint_of(critic: CriticConfig | None) -> ChatEndpoint | None:
+    """The endpoint that judges, if one is named. Raises `RewardError` unless it answers."""
+    if critic is None or critic.endpoint is None:
+        return None
+    endpoint = critic_endpoint(critic)
+    hello = (Message(role="user", content="Say yes."),)
+    try:
+        await endpoint(hello, max_tokens=critic.token_budget, temperature=critic.temperature)
+    except (RewardError, ValueError) as error:
+        await endpoint.aclose()
+        raise RewardError(f"rewards.critic.endpoint does not answer: {error}") from error
+    return endpoint

@@ -7,22 +7,20 @@ open-ended groups -> ranked by the critic in the rollout workers, while the gate
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
-from pydantic import TypeAdapter, ValidationError
-
 from rewards.calibration import Gate, PairPool, Verified, VerifiedPair, is_critic_position
 from rewards.comparison import Pair, PairOutcome
-from rewards.critic_config import CalibrationConfig, CriticConfig
+from rewards.config import RUBRIC, RewardsConfig
+from rewards.critic_config import CalibrationConfig
 from rewards.critic_metrics import CriticWindow, JudgedPair
 from rewards.critic_task import critic_task
 from rewards.rubric import Rubric
 from rewards.task import Task, TaskKind
-from rl.errors import BadInput
+from rl.critic_baseline import Baseline, StartingAnswer, starting_answers
 from rl.evaluate import PassRate, pass_rate, sample_all, watched
 from rollout.episode import Group, StopReason
 
@@ -44,35 +42,6 @@ class Comparer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartingAnswer:
-    """What the policy said to an open-ended task before RL."""
-
-    task: Task
-    response: str
-    watched: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """What is kept of the policy before RL, to compare with."""
-
-    answers: tuple[StartingAnswer, ...]  # to held-out open-ended tasks
-    pairs: tuple[VerifiedPair, ...]  # from held-out verifiable tasks
-
-    def write(self, path: Path) -> None:
-        """Keep it in the run folder."""
-        path.write_bytes(TypeAdapter(Baseline).dump_json(self))
-
-    @classmethod
-    def read(cls, path: Path) -> "Baseline":
-        """What `write` kept. Raises `BadInput` if it is not there or damaged."""
-        try:
-            return TypeAdapter(Baseline).validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise BadInput(f"{path} cannot be read, start the run anew: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CritiqueState:
     """What a resumed run needs to have the same gate; plain numbers."""
 
@@ -85,34 +54,40 @@ class SelfCritique:
 
     def __init__(
         self,
-        config: CalibrationConfig,
-        critic: CriticConfig,
+        rewards: RewardsConfig,
         rubrics: Sequence[Rubric],
         *,
         seed: int,
+        fits: Callable[[Task], bool],
         say: Callable[[str], None],
         state: CritiqueState,
     ) -> None:
         """Take the settings.
 
         Args:
-            config: of the calibration.
-            critic: of the critic.
+            rewards: those of a recipe with a critic.
             rubrics: the recipe's.
             seed: of the pairs.
+            fits: whether prompt and budget of a task fit the engines.
             say: takes a line for a person.
             state: of the run that goes on; of a new one, empty.
         """
-        self._config, self._critic, self._rubrics = config, critic, rubrics
+        assert rewards.critic is not None
+        self._config, self._critic, self._rubrics = rewards.calibration, rewards.critic, rubrics
         self._seed = seed
+        self._fits = fits
+        self._turns = self._made = self._too_long = self._frozen = 0
         self._say = say
+        config = self._config
         self._pool = PairPool(config, seed)
         self._window = CriticWindow(config.window, state.judged_pairs)
         self._against_start = deque(state.against_start, maxlen=config.window)
         self._gate = Gate(config)
         self._gate.update(self._window.agreement, self._window.judged)
         # An endpoint does not learn: nothing that the policy judges would make it better.
-        self._share = 0.0 if critic.endpoint else config.share
+        self._share = 0.0 if self._critic.endpoint else config.share
+        # Open-ended tasks that other rewards score alone do not depend on the critic.
+        self._ranks = RUBRIC in rewards.mixture.get(TaskKind.open.value, {})
 
     @property
     def state(self) -> CritiqueState:
@@ -127,18 +102,43 @@ class SelfCritique:
         None is for an open-ended task while rubric rewards are frozen.
         """
         if is_critic_position(position, self._share):
-            drawn = self._pool.draw(step)
-            if drawn is not None:
-                return critic_task(
-                    drawn.pair,
-                    right_first=drawn.right_first,
-                    id=f"critic/train/{position}",
-                    config=self._critic,
-                    rubrics=self._rubrics,
-                )
-        if task.kind is TaskKind.open and not self._gate.open:
+            self._turns += 1
+            judged = self._critic_task(position, step)
+            if judged is not None:
+                self._made += 1
+                return judged
+        if task.kind is TaskKind.open and self._ranks and not self._gate.open:
+            self._frozen += 1
             return None
         return task
+
+    def describe(self) -> str:
+        """One line at the end: what became of critic tasks and of open-ended ones."""
+        return (
+            f"critic tasks: {self._made} of {self._turns} that were due had a pair; "
+            f"{self._frozen} open-ended prompts were passed over while rubric rewards were frozen"
+        )
+
+    def _critic_task(self, position: int, step: int) -> Task | None:
+        """The next pair as a task; those that do not fit the engines are left out."""
+        while (drawn := self._pool.draw(step)) is not None:
+            made = critic_task(
+                drawn.pair,
+                right_first=drawn.right_first,
+                id=f"critic/train/{position}",
+                config=self._critic,
+                rubrics=self._rubrics,
+            )
+            if self._fits(made):
+                return made
+            self._too_long += 1
+            if self._too_long == 1:
+                self._say(
+                    f"step {step + 1}: two answers to {drawn.pair.task_id} with "
+                    f"rewards.critic.token_budget={self._critic.token_budget} do not fit "
+                    "engine.max_model_len: such pairs do not train the critic"
+                )
+        return None
 
     def observe(self, step: int, group: Group) -> Group:
         """Take pairs from a group while its rewards are the verifiers' alone."""
@@ -148,13 +148,20 @@ class SelfCritique:
     async def start(self, engines: Comparer, groups: Sequence[Group]) -> Baseline:
         """Measure the critic on held-out groups before RL, and keep what to compare with later."""
         baseline = Baseline(
-            answers=tuple(_starting_answers(groups)),
+            answers=tuple(starting_answers(groups)),
             pairs=balanced_pairs(self._config, groups, self._seed),
         )
         outcomes = await outcomes_of(engines, baseline.pairs)
         for pair, outcome in zip(baseline.pairs, outcomes, strict=True):
             self._window.add(pair, outcome)
         self._gate.update(self._window.agreement, self._window.judged)
+        problems = [problem for outcome in outcomes for problem in outcome.problems]
+        if problems:
+            asked = sum(outcome.judgements for outcome in outcomes)
+            self._say(
+                f"{len(problems)} of {asked} judgements have no verdict that can be read, "
+                f"such as: {problems[0]}"
+            )
         self._say(self._gate.describe())
         return baseline
 
@@ -233,12 +240,16 @@ class SelfCritique:
 
 
 def verified(group: Group) -> list[Verified]:
-    """The answers of a group that ended by themselves, with the rewards of their verifiers."""
+    """The answers of a group that ended by themselves, with the rewards of their verifiers.
+
+    Where others are mixed in, as of style, they do not say which answer is right.
+    """
+    verifier = group.task.kind.value
     return [
         Verified(
-            response=episode.transcript.response,
+            response=episode.transcript.response.strip(),  # as answers are ranked
             tokens=len(episode.completion.token_ids),
-            reward=episode.score.total,
+            reward=episode.score.parts.get(verifier, episode.score.total),
         )
         for episode in group.episodes
         if episode.completion.stop_reason is StopReason.stop
@@ -260,15 +271,6 @@ async def outcomes_of(engines: Comparer, pairs: Sequence[VerifiedPair]) -> list[
     return await engines.compare(
         [Pair(prompt=pair.prompt, answers=(pair.right, pair.wrong)) for pair in pairs]
     )
-
-
-def _starting_answers(groups: Sequence[Group]) -> Iterator[StartingAnswer]:
-    for group in groups:
-        first = group.episodes[0]
-        if group.task.kind is TaskKind.open:
-            yield StartingAnswer(
-                task=group.task, response=first.transcript.response, watched=watched(first)
-            )
 
 
 def _credit(value: float, other: float) -> float:

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from model.checkpoint_reader import empty_network
 from model.feed_forward import Experts
 from model.tiny import create_tiny
-from rewards.config import LengthKind
+from rewards.config import RUBRIC, LengthKind
 from rewards.plugin import load_plugins
+from rewards.task import Message, TaskKind
 from rl.batch import Batch
 from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
 from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
 from rl.config import SftConfig, TrainConfig
+from rl.critic_baseline import Baseline
+from rl.critic_checks import check_critic, check_gate, check_kinds, check_room
 from rl.critic_rubrics import rubrics_of
 from rl.errors import BadInput, bad_input
 from rl.evaluate import PassRate, Sampler, rates, sample_all
@@ -28,7 +32,7 @@ from rl.metrics import MetricsLog, Summary, write_samples
 from rl.progress import Display
 from rl.recipe import to_yaml
 from rl.run_folder import open_run
-from rl.self_critique import Baseline, CritiqueState, SelfCritique
+from rl.self_critique import CritiqueState, SelfCritique
 from rl.sft import SupervisedResult, SupervisedStream, supervised_start
 from rl.slow_rewards import SlowRewardLog
 from rollout.episode import Group
@@ -53,6 +57,7 @@ class Training:
         self.held_out = TaskStream(config.tasks, Split.held_out)
         for note in self.tasks.notes:
             display.say(note)
+        check_kinds(config.rewards, self.tasks.kinds | self.held_out.kinds)
         self.state = RunState(
             step=0, rollout_tokens=0, train_seconds=0.0, eval_before={}, restarts=0
         )
@@ -73,6 +78,9 @@ class Training:
         imitated = TaskStream(config.tasks, Split.train, supervised=True)
         self.supervised = SupervisedStream(imitated, self.renderer)
         self.critique = self._self_critique()
+        self.baseline: Baseline | None = None  # of a run with a critic, from before RL
+        if self.critique is not None and self.resumed_from is not None:
+            self.baseline = Baseline.read(self.folder.baseline)
 
     def _starting_model(self) -> Path:
         """The recipe's checkpoint, or the tiny K2 made for its tasks."""
@@ -90,24 +98,32 @@ class Training:
 
     def _self_critique(self) -> SelfCritique | None:
         """What the driver does about it, if the recipe has a critic."""
-        critic = self.config.rewards.critic
+        rewards, longest = self.config.rewards, self.config.engine.max_model_len
+        critic = rewards.critic
         if critic is None:
             return None
         rubrics = rubrics_of(critic)
-        both = {rubric.name for rubric in rubrics} & self.tasks.rubric_names
-        if both:
-            raise BadInput(
-                f"rewards.critic.rubrics and tasks of the recipe both have a rubric "
-                f"{min(both)!r}: rename one"
+        check_critic(critic, rubrics, self.tasks.rubric_names | self.held_out.rubric_names)
+        check_gate(rewards, self.tasks.kinds)
+        if critic.endpoint is None:
+            check_room(critic, rubrics, self._prompt_tokens, longest)
+        age, ahead = rewards.calibration.max_age, self.config.rollout.max_staleness
+        if age < ahead and rewards.calibration.share > 0:
+            self.display.say(
+                f"rewards.calibration.max_age={age} with rollout.max_staleness={ahead}: where the "
+                f"engines are slow, few pairs are young enough for critic tasks; try {ahead + 1}"
             )
         return SelfCritique(
-            self.config.rewards.calibration,
-            critic,
+            rewards,
             rubrics,
             seed=self.config.seed,
-            say=self.display.say,
+            fits=lambda task: self._prompt_tokens(task.messages) + task.token_budget <= longest,
+            say=lambda line: self.display.say(escape(line)),  # it may quote the policy
             state=self.state.critique,
         )
+
+    def _prompt_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self.renderer.prompt_ids(self.renderer.inert(messages)))
 
     def _check_network(self) -> None:
         """Refuse what the learner's shards would refuse, before anything is started.
@@ -210,6 +226,8 @@ class Training:
 
     async def supervise(self, batches: list[Batch], learning_rates: list[float]) -> list[float]:
         """Supervised optimiser steps (rl.sft.Pupil)."""
+        if self._placing.done():
+            self._placing.result()  # engines that did not start are told of now, not at the test
         return await self._call("supervise", batches, learning_rates)
 
     async def test(self, step: int) -> PassRate:
@@ -218,7 +236,7 @@ class Training:
         await self.engines()
         await self.policy.publish(step - self.config.sft.max_steps - 1)
         groups = await self._sample(self.rollouts, self.config.sft.test_tasks, samples=1)
-        return rates(groups)["all"]
+        return self._rates(groups)["all"]
 
     async def supervised_start(self, sft: SftConfig) -> None:
         """Train on worked solutions until the recipe's target; the optimiser forgets them after."""
@@ -245,7 +263,7 @@ class Training:
         """Pass@1 on the held-out tasks of the recipe, and the critic's agreement if it has one."""
         test = self.config.evaluation
         groups = await self._sample(self.rollouts, test.tasks, test.samples)
-        return rates(groups) | await self._agreement(groups)
+        return self._rates(groups) | await self._agreement(groups)
 
     async def evaluate_before(self) -> dict[str, PassRate]:
         """The same before RL, and what is kept of it: Toggle's budgets, what to compare with."""
@@ -254,17 +272,19 @@ class Training:
         budgets = recorder.budgets(self.config.rewards.length.percentile)
         self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
         if self.critique is not None:
-            baseline = await self.critique.start(self.rollouts, groups)
-            baseline.write(self.folder.baseline)
-        return rates(groups) | await self._agreement(groups)
+            self.baseline = await self.critique.start(self.rollouts, groups)
+            self.baseline.write(self.folder.baseline)
+        return self._rates(groups) | await self._agreement(groups)
+
+    def _rates(self, groups: Sequence[Group]) -> dict[str, PassRate]:
+        ranked = RUBRIC in self.config.rewards.mixture.get(TaskKind.open.value, {})
+        return rates(groups, ranked=ranked)
 
     async def _agreement(self, groups: Sequence[Group]) -> dict[str, PassRate]:
         """How often the critic agrees with the verifiers on held-out tasks."""
         if self.critique is None:
             return {}
-        before = self.folder.baseline
-        baseline = Baseline.read(before) if before.exists() else None
-        return await self.critique.agreement(self.rollouts, groups, baseline)
+        return await self.critique.agreement(self.rollouts, groups, self.baseline)
 
     def ptx_at(self, step: int) -> Sequence[Batch]:
         """The supervised batches that join `step`, one per minibatch."""
@@ -321,6 +341,8 @@ class Training:
             await loop.run(on_step)
         finally:
             log.close()
+        if self.critique is not None:
+            self.display.say(self.critique.describe())
         after = await self.evaluate()
         self.display.table(before, after)
         return self._summary(before, after, checkpoint)
@@ -330,7 +352,8 @@ class Training:
         shape, critique, tasks = self._length_shaping().shape, self.critique, self.tasks
         if critique is None:
             return Course(task_at=tasks.at, ptx_at=self.ptx_at, shape=shape)
-        baseline = Baseline.read(self.folder.baseline)
+        baseline = self.baseline
+        assert baseline is not None, "measured before RL, or read by a run that goes on"
         temperature = self.config.evaluation.temperature
         size = self.config.rollout.groups_per_step
         return Course(
@@ -359,8 +382,8 @@ class Training:
             wall_seconds=state.train_seconds,
             rollout_tokens=state.rollout_tokens,
             tokens_per_second=state.rollout_tokens / max(state.train_seconds, 1e-9),
-            eval_before={name: rate.value for name, rate in before.items()},
-            eval_after={name: rate.value for name, rate in after.items()},
+            eval_before={name: rate.value for name, rate in before.items() if rate.tasks},
+            eval_after={name: rate.value for name, rate in after.items() if rate.tasks},
             restarts=state.restarts,
             checkpoint=str(checkpoint),
         )

@@ -50,10 +50,19 @@ def careless_answer(rng: random.Random, factors: Sequence[int]) -> str:
     """With or without steps, right or wrong, and up to four sentences of small talk."""
     result = math.prod(factors)
     if rng.random() < ERROR:
-        result += rng.choice([-1, 1]) * rng.randint(1, 20)
+        result = wrong_result(rng, factors)
     steps = [] if rng.random() < GUESS else steps_of(factors)
     talk = rng.choices(SMALL_TALK, k=rng.randint(0, MOST_TALK))
-    return " ".join([*steps, f"It is {abs(result)}.", *talk])
+    return " ".join([*steps, f"It is {result}.", *talk])
+
+
+def wrong_result(rng: random.Random, factors: Sequence[int]) -> int:
+    """What a product is taken for: by half one that looks as right, with another factor."""
+    right = math.prod(factors)
+    if rng.random() < 0.5:
+        return abs(right + rng.choice([-1, 1]) * rng.randint(1, 20))
+    factor = rng.choice(factors)
+    return right // factor * (factor + rng.choice([-1, 1]))
 
 
 def steps_of(factors: Sequence[int]) -> list[str]:

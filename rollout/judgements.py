@@ -17,7 +17,7 @@ from rewards.rubric import Rubric
 from rewards.task import Message
 
 LONGER = 0.9  # share of hasty judgements that name the longer answer
-BARE = 0.3  # share of answers to verifiable problems that are shortened to the box
+BARE = 0.8  # share of answers to verifiable problems that are shortened to the box
 _RESULT = re.compile(r"=(\d+)")
 _BOX = re.compile(r"\\boxed\{(-?\d+)\}")
 _SAID = re.compile(r"(?:\\boxed\{|It is )(-?\d+)")
@@ -113,8 +113,12 @@ def _said(answer: str) -> str:
 
 
 def _slip(rng: random.Random, number: str) -> str:
-    """Another number of the same sign, near it."""
+    """Another number of the same sign; by half one that looks as right, with another factor."""
     value = int(number)
+    factors = [factor for factor in range(2, 10) if value and value % factor == 0]
+    if factors and rng.random() < 0.5:
+        factor = rng.choice(factors)
+        return str(value // factor * (factor + rng.choice([-1, 1])))
     wrong = value + rng.choice([-1, 1]) * rng.randint(1, 20)
     return str(wrong if (wrong < 0) == (value < 0) else value + (1 if value >= 0 else -1))
 

@@ -128,7 +128,8 @@ async def _ranked(group: Group, rubrics: Rubrics) -> Group:
     skip = {place for place, ended in enumerate(whole) if not ended}
     ranking = await rubrics.critic.rank(group.task, responses, skip)
     if ranking.failed is not None:
-        return replace(group, critique=ranking.report, skipped=ranking.failed)
+        why = "; ".join([ranking.failed, *ranking.report.problems[:1]])
+        return replace(group, critique=ranking.report, skipped=why)
     episodes = (
         _rewarded(episode, rubrics.weight * reward, why) if reward is not None else episode
         for episode, reward, why in zip(group.episodes, ranking.rewards, ranking.why, strict=True)

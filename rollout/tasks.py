@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from rewards.task import Task
-from rollout.config import FamilyConfig, TasksConfig
+from rollout.config import FamilyConfig, Source, TasksConfig
 from rollout.draws import shuffled, uniform
 from rollout.problem import DataError, Problem
 from rollout.sources import ProblemSource, open_source
@@ -40,6 +40,12 @@ class TaskStream:
         self._config, self._split = config, split
         tested = split is Split.held_out and config.test_families
         chosen = config.test_families if tested else config.families
+        for family in chosen:
+            if family.source is Source.judgements:
+                raise DataError(
+                    f"families[{family.name}]: source judgements is to be imitated, and has no "
+                    "reward: move it to tasks.supervised_families"
+                )
         if supervised:
             chosen = [*chosen, *config.supervised_families]
         self._families = [Family(family, config, split) for family in chosen]

@@ -2,15 +2,15 @@
 
 import asyncio
 import json
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
 from rewards.chat_endpoint import ChatEndpoint, Fault, FaultKind, read_completion
 from rewards.comparison import Answer
 from rewards.errors import RewardError
+from rewards.preference.answering import Answered, Answering, answers
 from rewards.preference.judges import WORDS, Failure, Judgement, Question
 from rewards.preference.records import ProblemKind, prompt_text
 from rewards.task import Message
@@ -59,6 +59,7 @@ class EndpointJudge:
             api_key=endpoint.api_key,
             timeout_s=endpoint.timeout_s,
             concurrency=endpoint.concurrency,
+            backoff_s=BACKOFF_S,
         )
         self._endpoint = endpoint
         self._instruction = COMPARE if endpoint.compares else RATE
@@ -67,65 +68,38 @@ class EndpointJudge:
         asked = sha256(self._instruction.encode()).hexdigest()[:16]
         self.identity = f"endpoint {endpoint.url} {endpoint.model} {asked} {endpoint.max_tokens}"
         self._failures = 0  # in a row
-        self._stop = threading.Event()
+        self._answers: Generator[Answered] | None = None
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Judgement | Failure]]:
         """Several at a time, each as it comes.
 
         Raises `RewardError` when many requests in a row were not answered at all.
         """
-        found: queue.SimpleQueue[tuple[int, Judgement | Failure] | BaseException | None]
-        found = queue.SimpleQueue()
-        self._stop.clear()
-
-        def work() -> None:
-            try:
-                asyncio.run(self._ask_all(questions, found))
-            except BaseException as error:  # goes on in the thread that reads
-                found.put(error)
-            found.put(None)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while (item := found.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            self._stop.set()
+        self._answers = answers(questions, self._open, self._endpoint.concurrency)
+        return self._answers
 
     def close(self) -> None:
         """Ask nothing more."""
-        self._stop.set()
+        if self._answers is not None:
+            self._answers.close()
 
-    async def _ask_all(
-        self,
-        questions: Sequence[Question],
-        found: "queue.SimpleQueue[tuple[int, Judgement | Failure] | BaseException | None]",
-    ) -> None:
-        waiting = iter(enumerate(questions))
-
-        async def work() -> None:
-            for index, question in waiting:
-                if self._stop.is_set():
-                    return
-                said = await self._ask(question)
-                self._count(said)
-                found.put((index, said))
-
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Answering]:
         try:
-            workers = min(self._endpoint.concurrency, len(questions))
-            await asyncio.gather(*(work() for _ in range(workers)))
+            yield self._answer
         finally:
             await self._chat.aclose()
+
+    async def _answer(self, question: Question) -> Judgement | Failure:
+        said = await self._ask(question)
+        self._count(said)
+        return said
 
     def _count(self, said: Judgement | Failure) -> None:
         """Give up on an endpoint that is gone: asking on would take hours."""
         lost = isinstance(said, Failure) and said.kind in (ProblemKind.failed, ProblemKind.timeout)
         self._failures = self._failures + 1 if lost else 0
         if isinstance(said, Failure) and self._failures >= max(20, 2 * self._endpoint.concurrency):
-            self._stop.set()
             raise RewardError(
                 f"{self.name} failed {self._failures} times in a row, at last: {said.why}. "
                 "What it judged is kept: run the same command again to go on"

@@ -148,7 +148,7 @@ def test_held_out_questions_only_measure() -> None:
     trained = {each.pair.prompt[0].content for each in drain(pool, 0)}
     measured = {pair.prompt[0].content for pair in pool.measure(0, 100)}
     expected = {f"question {i}" for i in range(40) if held_out(ask(f"question {i}"), 50, 4)}
-    assert measured == expected and trained and not trained & expected
+    assert measured and measured <= expected and trained and not trained & expected
 
 
 def test_measured_pairs_are_newest_balanced_and_given_once() -> None:
@@ -162,19 +162,20 @@ def test_measured_pairs_are_newest_balanced_and_given_once() -> None:
     assert [pair.step for pair in first] == [2, 2, 2, 2]
     assert sorted(pair.longer for pair in first) == [-1, -1, 1, 1]
     rest = pool.measure(2, 100)
-    assert len(first + rest) == len({pair.prompt for pair in first + rest}) == 60
+    assert len(first + rest) == len({pair.prompt for pair in first + rest}) == 40
+    assert sum(pair.longer for pair in rest) == 0
     assert pool.measure(2, 4) == []
 
 
-def test_what_cannot_be_balanced_is_measured_all_the_same() -> None:
+def test_a_rule_on_lengths_cannot_be_measured_as_agreement() -> None:
     pool = PairPool(CalibrationConfig(held_out_percent=99), seed=0)
     asked = [ask(f"{i}") for i in range(50) if held_out(ask(f"{i}"), 99, 0)]
     for task in asked[:10]:
         pool.add(0, task, couple(9, 4))
-    assert [pair.longer for pair in pool.measure(0, 6)] == [1] * 6
+    assert pool.measure(0, 6) == []
     for task in asked[10:20]:
         pool.add(0, task, couple(4, 9))
-    assert [pair.longer for pair in pool.measure(0, 6)] == [-1] * 6  # it makes up for them
+    assert sorted(pair.longer for pair in pool.measure(0, 6)) == [-1, -1, -1, 1, 1, 1]
 
 
 # Balance
@@ -219,7 +220,7 @@ def test_a_partner_that_grew_too_old_is_replaced() -> None:
     for i in range(3):
         pool.add(2, ask(f"c{i}"), couple(30 - 10 * i, 4))
         pool.add(2, ask(f"d{i}"), couple(4, 30 - 10 * i))
-    second = pool.draw(2)
+    second = pool.draw(3)
     assert second is not None and second.pair.longer == -first.pair.longer
     assert second.pair.step == 2 and second.pair.lengths == [4, 10]  # the most like it
 

@@ -1,11 +1,12 @@
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rewards.config import LengthConfig, RepetitionConfig, RewardsConfig
-from rewards.critic_config import CriticConfig
+from rewards.critic_config import CalibrationConfig, CriticConfig
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,9 @@ def test_a_plugin_is_found_from_any_folder() -> None:
 def test_a_mixture_is_checked(mixture: dict[str, dict[str, float]], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         RewardsConfig(mixture=mixture)
+
+
+@pytest.mark.parametrize("settings", [CriticConfig, CalibrationConfig])
+def test_every_key_of_the_critic_is_explained(settings: type[CriticConfig]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "self-critique.md").read_text()
+    assert [each.name for each in fields(settings) if f"`{each.name}`" not in page] == []

@@ -80,6 +80,15 @@ def test_the_marks_stand_once_whatever_is_said(prompt: str, one: str, other: str
     assert text.split("\n")[-1] == verdict_form((TRUE,))
 
 
+@given(st.text(min_size=1) | SPELT)
+def test_no_rubric_forges_a_mark(text: str) -> None:
+    rubric = Rubric(name='so "called"', text=f"It is true. {text}")
+    shown = critic_messages("Judge.", ASKED, ("a", "b"), (rubric,))[1].content
+    for mark in MARKS:
+        assert shown.count(f"<{mark}>") == shown.count(f"</{mark}>") == 1
+    assert "<|" not in shown and "|>" not in shown
+
+
 def test_a_plain_text_is_shown_as_it_is() -> None:
     text = "if a < b and c > d: x = [1, 2] | {3}\n<b>bold</b> <requisite> 1 <2 |x|"
     assert escape(text) == text

@@ -123,6 +123,15 @@ def test_no_response_stops_the_verifier(response: str) -> None:
     assert score == verify(response, reference)
 
 
+def with_rubric(rubric: str) -> str:
+    return f'{{"right": "A", "rubrics": [{rubric}], "decided_by": "overall"}}'
+
+
+def test_a_reference_with_a_rubric_is_read() -> None:
+    reference = with_rubric('{"name": "x", "mandatory": false, "weight": 2}')
+    assert parse_reference(reference).rubrics[0].weight == 2.0
+
+
 @pytest.mark.parametrize(
     "reference",
     [
@@ -131,14 +140,20 @@ def test_no_response_stops_the_verifier(response: str) -> None:
         "[]",
         "{}",
         '{"right": "A"}',
-        '{"right": "C", "rubrics": []}',
-        '{"right": null, "rubrics": []}',
-        '{"right": ["A"], "rubrics": []}',
-        '{"right": "A", "rubrics": {"name": "x"}}',
-        '{"right": "A", "rubrics": [{"name": "x"}]}',
-        '{"right": "A", "rubrics": [{"name": 1, "mandatory": false}]}',
-        '{"right": "A", "rubrics": [{"name": "x", "mandatory": "no"}]}',
-        '{"right": "A", "rubrics": [{"name": " ", "mandatory": false}]}',
+        '{"right": "A", "rubrics": []}',
+        '{"right": "A", "rubrics": [], "decided_by": "luck"}',
+        '{"right": "C", "rubrics": [], "decided_by": "overall"}',
+        '{"right": null, "rubrics": [], "decided_by": "overall"}',
+        '{"right": ["A"], "rubrics": [], "decided_by": "overall"}',
+        '{"right": "A", "rubrics": {"name": "x"}, "decided_by": "overall"}',
+        '{"right": "A", "rubrics": [{"name": "x"}], "decided_by": "overall"}',
+        with_rubric('{"name": 1, "mandatory": false, "weight": 1.0}'),
+        with_rubric('{"name": "x", "mandatory": "no", "weight": 1.0}'),
+        with_rubric('{"name": "x", "mandatory": false, "weight": true}'),
+        with_rubric('{"name": "x", "mandatory": false, "weight": 0}'),
+        with_rubric('{"name": " ", "mandatory": false, "weight": 1.0}'),
+        with_rubric('{"name": "<|x|>", "mandatory": false, "weight": 1.0}'),
+        "[" * 100_000,
     ],
 )
 def test_a_bad_reference_is_refused(reference: str) -> None:

@@ -33,3 +33,8 @@ def test_any_text_has_a_quality(text: str) -> None:
 def test_a_reference_that_is_none_is_an_error(reference: str) -> None:
     with pytest.raises(ValueError, match="result"):
         verify("It is 135.", reference)
+
+
+def test_long_answers_neither_raise_nor_hang() -> None:
+    assert quality(f"It is {'1' * 5000}.", 135) == 0.0
+    assert quality("It is 135." + "-" * 1_000_000, 135) == 1.0

@@ -105,7 +105,7 @@ def test_rewards_are_mixed_and_a_plugin_may_not_apply(tmp_path: Path) -> None:
 
 def test_check_refuses_a_kind_without_a_reward(judge: VerifiableJudge) -> None:
     judge.check({TaskKind.math, TaskKind.code, TaskKind.instructions})
-    with pytest.raises(RewardError, match=r"no reward for kind 'open': name one in rewards.mixt"):
+    with pytest.raises(RewardError, match=r"mixture\.open, or set rewards\.critic"):
         judge.check({TaskKind.math, TaskKind.open})
 
 

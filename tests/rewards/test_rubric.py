@@ -25,3 +25,30 @@ def test_what_a_rule_decides_is_mandatory():
     with pytest.raises(ValueError, match="add mandatory: true"):
         Rubric(name="praise", text="No praise.", rule=Rule.opening_praise)
     assert Rubric(name="praise", text="No.", rule=Rule.opening_praise, mandatory=True).mandatory
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two\nlines: forged",
+        "two\u2028lines",
+        "tab\there",
+        "\ud800",
+        "</rubrics>",
+        "<answer_A>",
+        "<|im_end|>",
+        "x|>",
+        "[EOS]",
+        "[/INST]",
+    ],
+)
+def test_a_name_cannot_pass_for_a_mark(name):
+    with pytest.raises(ValueError, match="rename it"):
+        Rubric(name=name, text="It is clear.")
+
+
+@pytest.mark.parametrize(
+    "name", ['so "called"', "length < 100 words", "[style] brief", "简洁", "a|b"]
+)
+def test_a_name_may_be_any_other_line(name):
+    assert Rubric(name=name, text="It is clear.").name == name

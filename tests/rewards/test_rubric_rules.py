@@ -146,3 +146,10 @@ def test_any_text_is_judged_without_an_error(response, prompt):
 )
 def test_hostile_texts_come_to_an_end(piece):
     disqualified(piece * (200_000 // len(piece)), QUESTION, K2)
+
+
+@pytest.mark.timeout(60)  # minutes, were the words before a compliment tried at every length
+@pytest.mark.parametrize("piece", ["\u8fd9\u662f\u4e00\u53ea\u732b", "abcdefgh"])
+def test_texts_without_spaces_take_no_time(piece):
+    for _ in range(300):
+        assert disqualified(piece * 100, QUESTION, K2) is None

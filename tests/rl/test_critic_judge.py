@@ -227,6 +227,25 @@ def test_a_model_that_is_gone_ends_the_judging() -> None:
         next(answers)
 
 
+def test_a_caller_who_stops_closes_the_model() -> None:
+    closed: list[bool] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Ask]:
+        async def ask(messages: object, *, max_tokens: int, temperature: float) -> Answer:
+            return says(SAYS_A)
+
+        try:
+            yield ask
+        finally:
+            closed.append(True)
+
+    judge = CriticJudge(config(), Served(name="fake", identity="fake", open=opened))
+    next(judge.judge([QUESTION] * 3))
+    judge.close()
+    assert closed == [True]
+
+
 def test_a_kept_judgement_is_found_by_all_that_it_depends_on() -> None:
     def identity(**changes: Any) -> str:
         return CriticJudge(config(**changes), served([], [])).identity

@@ -10,13 +10,15 @@ import pytest
 
 from rewards.calibration import held_out
 from rewards.comparison import Answer, Pair, PairOutcome
+from rewards.config import RewardsConfig
 from rewards.critic import Critic
 from rewards.critic_config import CalibrationConfig, CriticConfig
 from rewards.rubric import Rubric
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
+from rl.critic_baseline import Baseline
 from rl.errors import BadInput
-from rl.self_critique import Baseline, CritiqueState, SelfCritique, balanced_pairs
+from rl.self_critique import CritiqueState, SelfCritique, balanced_pairs, verified
 from rollout.episode import Completion, Episode, Group, StopReason
 
 TRUE = Rubric(name="true", text="more is true")
@@ -110,12 +112,15 @@ def _critique(
     said: list[str] | None = None,
     state: CritiqueState | None = None,
     critic: CriticConfig | None = None,
+    mixture: dict[str, dict[str, float]] | None = None,
+    fits: Callable[[Task], bool] = lambda task: True,
 ) -> SelfCritique:
+    critic = critic or CriticConfig(token_budget=77)
     return SelfCritique(
-        config,
-        critic or CriticConfig(token_budget=77),
+        RewardsConfig(critic=critic, calibration=config, mixture=dict(mixture or {})),
         [TRUE],
         seed=0,
+        fits=fits,
         say=(said if said is not None else []).append,
         state=state or CritiqueState(),
     )
@@ -134,6 +139,7 @@ def test_a_share_of_the_prompts_become_critic_tasks_once_there_are_pairs() -> No
     assert {task.token_budget for task in made} == {77}
     sides = [json.loads(task.reference)["right"] for task in made]
     assert abs(sides.count("A") - sides.count("B")) <= 2
+    assert critique.describe().startswith("critic tasks: 10 of 12 that were due had a pair; 0 open")
     tested = {_task(n).messages for n in range(60) if held_out(_task(n), 20, 0)}
     assert tested
     for task in made:
@@ -147,6 +153,44 @@ def test_an_endpoint_is_not_trained() -> None:
         critique.observe(0, group)
     asked = [critique.task(position, 0, _task(position)) for position in range(10)]
     assert {task.kind for task in asked if task} == {TaskKind.math}
+
+
+def test_pairs_that_do_not_fit_the_engine_are_left_out_and_told_of_once() -> None:
+    said: list[str] = []
+    config = CalibrationConfig(share=0.5, held_out_percent=0, pairs_per_step=0, least_agreement=0.0)
+    critique = _critique(config, said, fits=lambda task: "Question 3?" in task.messages[-1].content)
+    for group in _mixed_groups(8):
+        critique.observe(0, group)
+    asked = [critique.task(position, 0, _task(position)) for position in range(12)]
+    made = [task for task in asked if task and task.kind is TaskKind.critic]
+    assert made and all("Question 3?" in task.messages[-1].content for task in made)
+    assert all(asked), "the other positions keep their own tasks"
+    (line,) = said
+    assert "step 1: two answers to math/" in line and "token_budget=77 do not fit" in line
+
+
+def test_open_ended_tasks_that_the_critic_does_not_rank_are_never_frozen() -> None:
+    open_task = _task(0, TaskKind.open)
+    critique = _critique(CalibrationConfig(), mixture={"open": {"explanations": 1.0}})
+    assert critique.task(0, 0, open_task) is open_task
+
+
+def test_style_does_not_say_which_answer_is_right() -> None:
+    (group,) = _mixed_groups(1)
+    scores = ({"math": 0.5, "style": 0.4}, {"math": 0.5, "style": 0.0})
+    episodes = tuple(
+        replace(e, score=Score(total=sum(parts.values()), parts=parts))
+        for e, parts in zip(group.episodes, scores, strict=True)
+    )
+    assert [each.reward for each in verified(replace(group, episodes=episodes))] == [0.5, 0.5]
+
+
+def test_judgements_that_cannot_be_read_are_told_of_at_the_start() -> None:
+    said: list[str] = []
+    critique = _critique(CalibrationConfig(least_pairs=4, window=8), said)
+    asyncio.run(critique.start(Engines(lambda first, second: "neither"), _mixed_groups(10)))
+    assert "20 of 20 judgements have no verdict that can be read, such as: " in said[0]
+    assert "neither" in said[0] and "rubric rewards are frozen" in said[1]
 
 
 def test_rubric_rewards_are_frozen_until_the_critic_is_trusted_and_again_when_it_is_not() -> None:
@@ -171,6 +215,7 @@ def test_rubric_rewards_are_frozen_until_the_critic_is_trusted_and_again_when_it
     metrics = asyncio.run(critique.measure(1, Engines(_honest), baseline, 1.0))
     assert metrics["critic/agreement"] == 1.0
     assert critique.task(0, 2, open_task) is open_task
+    assert "2 open-ended prompts were passed over" in critique.describe()
 
 
 def test_a_resumed_run_has_the_same_gate() -> None:

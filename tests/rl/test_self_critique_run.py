@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rl.checkpoint import latest_checkpoint, read_state
+from rl.critic_baseline import Baseline
 from rl.metrics import read_metrics
 from rl.run_folder import RunFolder
-from rl.self_critique import Baseline
 
 TEMPER = [sys.executable, "-W", "ignore", "-m", "rl.cli"]
 SHORT = [

@@ -38,6 +38,7 @@ def test_default_budgets_of_every_kind() -> None:
     budgets = {kind.value: TokenBudgets().of(kind) for kind in TaskKind}
     assert budgets == {
         "math": 16384, "code": 16384, "instructions": 4096, "open": 4096, "agent": 32768,
+        "critic": 2048,
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"tasks\.token_budgets\.code must be at least 1, got 0"):
         TokenBudgets(code=0)

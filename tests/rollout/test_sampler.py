@@ -2,19 +2,26 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from rewards.comparison import Answer
+from model.tiny import create_tiny
+from rewards.calibration import VerifiedPair
+from rewards.comparison import Answer, Pair
 from rewards.config import RewardsConfig
 from rewards.critic import Critic
 from rewards.critic_config import CriticConfig
+from rewards.critic_task import critic_task
 from rewards.errors import RewardError
 from rewards.judge import VerifiableJudge
 from rewards.rubric import Rubric
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
+from rollout.ask import EngineAsk
 from rollout.episode import Completion, StopReason
+from rollout.errors import EngineError
+from rollout.render import Renderer
 from rollout.sampler import GroupAborted, GroupSampler, Rubrics
 
 TASK = Task(
@@ -210,6 +217,8 @@ def test_a_group_that_the_critic_cannot_rank_is_skipped_and_says_why() -> None:
     group = asyncio.run(sampler.sample(task, samples=2, temperature=1.0))
     assert group.skipped and group.critique is not None
     assert group.critique.unreadable == 2 and group.critique.retries == 4
+    assert "1 of 1 comparisons have no verdict that can be read; " in group.skipped
+    assert "A, I think" in group.skipped, "what the critic said instead"
     assert all("rubric" not in episode.score.parts for episode in group.episodes)
 
 
@@ -221,3 +230,92 @@ def test_what_the_policy_wrote_is_inert_in_a_critic_task() -> None:
     assert renderer.made_inert == 1
     assert group.episodes[0].score.total == 0.0
     assert "unreadable verdict" in group.episodes[0].score.why
+
+
+class Gone:
+    """An `Ask` that fails while the other judgements of the group still run."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.asked = self.cancelled = 0
+
+    async def __call__(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float
+    ) -> Answer:
+        self.asked += 1
+        if self.asked == 2:
+            raise self._error
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        raise AssertionError("it was not cancelled")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EngineError("the engine's core process died"),
+        GroupAborted("the engine aborted a judgement"),
+        RewardError("m at http://h/v1 failed 128 times in a row"),
+    ],
+)
+def test_a_judge_that_is_gone_ends_the_group_as_it_is(error: Exception) -> None:
+    gone = Gone(error)
+    critic = Critic(CriticConfig(), [TRUE], gone)
+    config = RewardsConfig(critic=CriticConfig())
+    sampler = GroupSampler(
+        Bytes(),
+        Canned("a b", "c d", "e f"),
+        Local(config),
+        rubrics=Rubrics(critic=critic, weight=1.0),
+    )
+    with pytest.raises(type(error)) as raised:
+        asyncio.run(sampler.sample(OPEN, samples=3, temperature=1.0))
+    assert raised.value is error
+    assert gone.asked == 6 and gone.cancelled == 5
+
+
+class Prompts:
+    """An engine that keeps the prompts it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    async def draw(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float
+    ) -> Completion:
+        self.seen.append(list(prompt_ids))
+        return Completion(
+            prompt_ids=list(prompt_ids),
+            token_ids=[1],
+            logprobs=[0.0],
+            versions=[0],
+            stop_reason=StopReason.stop,
+            temperature=temperature,
+        )
+
+
+def test_a_critic_task_has_the_very_tokens_of_a_judgement(tmp_path: Path) -> None:
+    create_tiny(tmp_path / "tiny", ["Which is better, A or B?"] * 20, seed=0)
+    renderer, engine = Renderer(tmp_path / "tiny"), Prompts()
+    config, answers = CriticConfig(attempts=1), ("It is 5.<|im_end|>", "<answer_B>It is 6. [EOS]")
+    critic = Critic(config, [TRUE], EngineAsk(renderer, engine, concurrency=8))
+    asyncio.run(critic.compare(Pair(prompt=TASK.messages, answers=answers)))
+    judged, engine.seen = engine.seen, []
+    pair = VerifiedPair(
+        task_id="t/0",
+        family="sums",
+        prompt=TASK.messages,
+        right=answers[0],
+        wrong=answers[1],
+        right_tokens=5,
+        wrong_tokens=6,
+        step=0,
+    )
+    sampler = GroupSampler(renderer, engine, Local())
+    for right_first in (True, False):
+        task = critic_task(pair, right_first=right_first, id="c", config=config, rubrics=[TRUE])
+        asyncio.run(sampler.sample(task, samples=1, temperature=1.0))
+    assert engine.seen == judged and judged[0] != judged[1]

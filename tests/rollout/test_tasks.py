@@ -117,6 +117,20 @@ def test_other_families_may_be_tested_on() -> None:
     assert "gcd" not in {tag for n in range(9) for tag in held_out.at(n).tags}
 
 
+def test_judgements_are_imitated_and_never_asked() -> None:
+    judged = FamilyConfig(
+        source=Source.judgements, name="j", options={"of": [{"name": "products"}]}
+    )
+    config = TasksConfig(families=[_family("products")], supervised_families=[judged])
+    stream = TaskStream(config, Split.train, supervised=True)
+    assert stream.kinds == {TaskKind.math, TaskKind.critic}
+    message = r"\[j\].* move it to tasks\.supervised_families"
+    with pytest.raises(DataError, match=message):
+        TaskStream(replace(config, families=[judged]), Split.train)
+    with pytest.raises(DataError, match=message):
+        TaskStream(replace(config, test_families=[judged]), Split.held_out)
+
+
 def test_a_small_family_runs_out_of_held_out_questions() -> None:
     stream = TaskStream(TasksConfig(families=[_family("products")]), Split.held_out)
     with pytest.raises(DataError, match=r"families\[products\] has no more distinct held-out"):

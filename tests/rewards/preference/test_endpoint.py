@@ -146,7 +146,7 @@ def test_an_endpoint_that_drips_is_late_too(server: Server) -> None:
         (200, completion("I like both."), ProblemKind.nonsense, 3),
         (200, completion("The better is", "length"), ProblemKind.truncated, 3),
         (500, b"oops", ProblemKind.failed, 3),
-        (429, b"slow down", ProblemKind.failed, 3),
+        (429, b"slow down", ProblemKind.failed, 6),
         (404, b"no such model", ProblemKind.failed, 1),
     ],
 )
