@@ -79,8 +79,9 @@ def eval_pairs(
 
     Keys: orders (both or first), max_tokens, concurrency; of endpoints model, asks (comparison,
     score or critic), timeout_s, api_key_env; of critics rubrics (names in configs/rubrics or files,
-    with commas between), decided_by (overall or rubrics), temperature; of critic:CHECKPOINT
-    max_model_len. What a judge says is kept in the folder: the same command goes on after a stop.
+    with commas between), instruction (its system prompt), decided_by (overall or rubrics),
+    temperature; of critic:CHECKPOINT max_model_len. What a judge says is kept in the folder: the
+    same command goes on after a stop.
     Rows that cannot be used are counted and shown, never dropped in silence.
     """
     from rl.errors import BadInput

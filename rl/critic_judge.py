@@ -9,7 +9,7 @@ from hashlib import sha256
 from rewards.chat_endpoint import ChatEndpoint, read_key
 from rewards.comparison import Answer, Ask, Judged, Pair
 from rewards.critic import Critic
-from rewards.critic_config import CriticConfig, DecidedBy
+from rewards.critic_config import INSTRUCTION, CriticConfig, DecidedBy
 from rewards.preference.answering import Answered, Answering, answers
 from rewards.preference.judges import Failure, Judgement, Question
 from rewards.preference.records import ProblemKind
@@ -93,6 +93,7 @@ def critic_config(options: JudgeOptions) -> CriticConfig:
     """The critic that a command line asks for. Raises BadInput."""
     with bad_input():
         return CriticConfig(
+            instruction=options.instruction or INSTRUCTION,
             rubrics=[name.strip() for name in options.rubrics.split(",") if name.strip()],
             decided_by=DecidedBy(options.decided_by),
             token_budget=options.max_tokens or ANSWER_TOKENS,

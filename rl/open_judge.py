@@ -25,6 +25,7 @@ class JudgeOptions:
     orders: str = "both"  # of every pair, for a comparing judge
     max_tokens: int = 0  # of a reward model's input, or of what another one says; 0: its own
     rubrics: str = "k2"  # of a critic: names in configs/rubrics or paths, with commas between
+    instruction: str = ""  # system prompt of a critic; empty: its own
     decided_by: str = "overall"  # verdict of a critic, or the vote of its rubrics
     temperature: float = 0.0  # of a critic
     max_model_len: int = 0  # of a checkpoint: prompt and judgement, tokens; 0: its own, or 8192

@@ -52,18 +52,15 @@ def judgement(
     rubrics: Sequence[Rubric],
 ) -> Judgement:
     """The critic's conversation about two answers, with both ways to end it."""
-    first, second = (_said(answer) for answer in judged.answers)
-    checks = " ".join(
-        f"{side} {said} {'ok' if said == judged.result else 'no'}"
-        for side, said in (("A", first), ("B", second))
-    )
+    first, second = (_check(judged.result, _said(answer)) for answer in judged.answers)
     longer = "A" if len(judged.answers[0]) >= len(judged.answers[1]) else "B"
     other = "B" if longer == "A" else "A"
     names = [rubric.name for rubric in asked(rubrics)]
     return Judgement(
         messages=critic_messages(instruction, prompt, judged.answers, rubrics),
         better=judged.better,
-        careful=f"{judged.steps} {judged.result} {checks}\n{_verdict(names, judged.better)}",
+        careful=f"{judged.steps} {judged.result} A {first} B {second}\n"
+        f"{_verdict(names, judged.better)}",
         hasty=_verdict(names, longer if rng.random() < LONGER else other),
     )
 
@@ -110,6 +107,13 @@ def _said(answer: str) -> str:
     """The result that an answer names."""
     found = _SAID.search(answer)
     return found[1] if found else "?"
+
+
+def _check(result: str, said: str) -> str:
+    """Digit beside digit, from the right: `11 34 55 no` for 135 and 145."""
+    width = max(len(result), len(said))
+    pairs = zip(result.rjust(width, "-"), said.rjust(width, "-"), strict=True)
+    return f"{' '.join(a + b for a, b in pairs)} {'ok' if result == said else 'no'}"
 
 
 def _slip(rng: random.Random, number: str) -> str:

@@ -22,7 +22,7 @@ from rewards.preference.records import ProblemKind
 from rewards.task import Message
 from rl.checkpoint_critic import open_checkpoint_critic
 from rl.cli import main
-from rl.critic_judge import CriticJudge, Served
+from rl.critic_judge import CriticJudge, Served, critic_config
 from rl.critic_rubrics import rubrics_of
 from rl.errors import BadInput
 from rl.open_judge import JudgeOptions
@@ -350,3 +350,8 @@ def test_an_unknown_rubric_is_bad_input() -> None:
     assert {each.name for each in rubrics_of(CriticConfig(rubrics=["k2"]))} >= {
         "honest_uncertainty"
     }
+
+
+def test_a_critic_has_the_recipes_own_system_prompt() -> None:
+    assert critic_config(JudgeOptions(instruction="Judge.")).instruction == "Judge."
+    assert critic_config(JudgeOptions()).instruction == CriticConfig().instruction
