@@ -12,9 +12,9 @@ import pytest
 from rewards.config import RewardsConfig
 from rewards.errors import RewardError
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.cluster import Cluster, reward_pool
+from rl.cluster import Cluster, RewardCalls
 from rl.config import TrainConfig
-from rl.reward_pool import RewardPool
+from rl.reward_pool import RewardPool, quick_kinds
 
 PLUGIN = """
 import os
@@ -76,7 +76,11 @@ def cluster(rewards: RewardsConfig, runner: asyncio.Runner) -> Iterator[Cluster]
 
 @pytest.fixture
 def pool(cluster: Cluster, rewards: RewardsConfig) -> RewardPool:
-    return reward_pool(cluster.judges, rewards)
+    return RewardPool(
+        [RewardCalls(judge) for judge in cluster.judges],
+        concurrency=rewards.concurrency,
+        quick=quick_kinds(rewards),
+    )
 
 
 def _pid(folder: Path, name: str) -> int:
