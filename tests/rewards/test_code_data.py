@@ -148,7 +148,7 @@ def test_mutants_score_0_unless_a_bare_run_cannot_tell_them_apart() -> None:
         if score != float(passes)
     ]
     assert not wrong, wrong[0][0]
-    assert sum(not passes for passes in bare) >= 0.7 * len(pairs) >= 25
+    assert sum(not passes for passes in bare) >= 0.7 * len(pairs) >= 20
 
 
 RIGHT = {

@@ -23,6 +23,7 @@ def test_a_mixture_with_a_plugin_survives_the_run_folder(tmp_path: Path) -> None
         "math": {"math": 1.0, f"{tmp_path}/style.py:short": 0.1},
         "code": {"code": 1.0},
         "instructions": {"instructions": 1.0},
+        "critic": {"critic": 1.0},
     }
     assert config.rewards.length.kind is LengthKind.toggle
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -34,7 +35,7 @@ def test_a_mixture_with_a_plugin_survives_the_run_folder(tmp_path: Path) -> None
     [
         ("  mixture: {maths: {math: 1}}\n", "no task kind 'maths'; did you mean 'math'"),
         ("  mixture: {code: {cod: 1}}\n", "unknown reward 'cod'; did you mean 'code'"),
-        ("  mixture: {code: {code: much}}\n", r"rewards\.mixture\.code\.code must be positive"),
+        ("  mixture: {code: {code: much}}\n", r"rewards\.mixture\.code\.code must be at least 0"),
         ("  length: {kind: toogle}\n", "toogle"),
         ("  repetition: {ngrams: 3}\n", "ngram"),
     ],

@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     parts = driver.children(recursive=True)
     # Two agents of Ray's own notice the death of their node up to a minute later.
     workers = [p for p in parts if re.match(r"VLLM|ray::\w+Worker", " ".join(p.cmdline()))]
-    assert len(workers) == 4
+    assert len(workers) == 4, [" ".join(p.cmdline()) for p in parts]
     driver.kill()
     driver.wait()
     _wait(lambda: not any(p.is_running() for p in workers), 40, "workers end with their driver")

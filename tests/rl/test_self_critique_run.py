@@ -19,6 +19,7 @@ SHORT = [
     "sft.max_steps=70",
     "evaluation.tasks=48",
     "checkpoint.every=2",
+    "rollout.max_staleness=0",  # every step then waits for its measurement
     "rewards.calibration.share=0.25",
     "rewards.calibration.least_agreement=0.0",
 ]
@@ -41,7 +42,9 @@ def test_the_critic_ranks_is_trained_is_measured_and_is_frozen(tmp_path: Path) -
     rows = read_metrics(folder.metrics)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert any(row.get("critic/judgements", 0) > 0 for row in rows)
-    assert any("critic/agreement" in row and "watched/win_rate_start" in row for row in rows)
+    assert all("critic/gate_open" in row for row in rows)
+    assert any("critic/agreement" in row for row in rows)
+    assert any("watched/win_rate_start" in row for row in rows)
     assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
     samples = [row for step in range(1, 7) for row in _samples(folder, step)]
     tasks = Counter(row["task"].partition("/")[0] for row in samples)
