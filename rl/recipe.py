@@ -99,7 +99,7 @@ def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _check_keys(overrides: Sequence[str]) -> None:
     known = list(_known_keys(TrainConfig))
-    lists = [key for key in known if key in ("tasks.families", "rewards.mixture")]
+    lists = [key for key in known if key.endswith("families") or key == "rewards.mixture"]
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals and not key.startswith("~"):  # ~key takes it out of the recipe

@@ -15,8 +15,12 @@ from rl.run_folder import RunFolder
 TEMPER = [sys.executable, "-W", "ignore", "-m", "rl.cli"]
 SHORT = [
     "wandb=disabled",
-    "sft.min_steps=70",
-    "sft.max_steps=70",
+    "sft.min_steps=80",
+    "sft.max_steps=80",
+    "sft.cooldown_steps=0",
+    # Bare verdicts alone, and hardly any chance: a short start makes them readable.
+    "tasks.supervised_families.0.worked_share=0.0",
+    "rewards.critic.temperature=0.2",
     "evaluation.tasks=48",
     "checkpoint.every=2",
     "rollout.max_staleness=0",  # every step then waits for its measurement
