@@ -25,6 +25,7 @@ COMMON = (
     "wandb=disabled",
     "rollout.groups_per_step=15",
     "rollout.samples_per_group=8",
+    "rewards.critic.partners=7",  # all pairs, in both orders
     "tasks.families.0.weight=4.0",  # of 5: a fifth is open-ended
     "rewards.calibration.share=0.0",
     "rewards.calibration.least_agreement=0.0",
