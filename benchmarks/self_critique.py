@@ -48,8 +48,15 @@ CURVES = (
     "critic/gate_open",
     "time/step",
 )
+TABLE = (
+    "critic/agreement",
+    "explanations",
+    "critic/win_rate_start",
+    "watched/win_rate_start",
+    "critic/gap",
+)
 OFF = ("rewards.calibration.share=0.0", "rewards.calibration.least_agreement=0.0")
-LAST = 20  # steps over which the end of a curve is averaged
+SPAN = 20  # values over which the begin and the end of a curve are averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +71,12 @@ class Result:
     wall_seconds: float
     curves: dict[str, list[float | None]]  # by step; null where a step has no value
 
-    def end(self, name: str) -> float:
-        """The mean of a curve's last values."""
-        values = [value for value in self.curves[name][-LAST:] if value is not None]
-        return fmean(values) if values else float("nan")
+    def ends(self, name: str) -> tuple[float, float]:
+        """The means of a curve's first and last values, or an evaluation before and after RL."""
+        if name in self.before:
+            return self.before[name], self.after[name]
+        values = [value for value in self.curves[name] if value is not None]
+        return fmean(values[:SPAN]), fmean(values[-SPAN:])
 
 
 def temper(*arguments: str) -> None:
@@ -140,45 +149,36 @@ def draw(results: Sequence[Result]) -> None:
 
 def print_table(results: Sequence[Result]) -> None:
     """One line a run, then the means with and without calibration."""
-    columns = ("calibration", "seed", "agreement", "same pairs", "quality", "judged", "true", "gap")
+    columns = ("calibration", "seed", "agreement", "true quality", "judged", "true", "gap")
     print("".join(f"{column:>16}" for column in columns))
     for r in results:
-        print("".join(f"{cell:>16}" for cell in _cells(r)))
+        curves = (r.ends(name) for name in TABLE)
+        print("".join(f"{cell:>16}" for cell in (*_run(r), *map(_change, curves))))
     for calibration in (True, False):
         some = [r for r in results if r.calibration is calibration]
-        if not some:
-            continue
-        gain = fmean(r.after["explanations"] - r.before["explanations"] for r in some)
-        pairs = fmean(r.after["critic/start"] - r.before["critic/start"] for r in some)
-        gap = fmean(r.end("critic/gap") for r in some)
-        print(
-            f"calibration {_on(calibration)}, {len(some)} seeds: true quality {gain:+.3f}, "
-            f"agreement on the same held-out pairs {pairs:+.3f}, judged less true win rate "
-            f"{gap:+.3f} at the end"
-        )
-
-
-def _cells(r: Result) -> tuple[str, ...]:
-    before, after = r.before, r.after
-    return (
-        _on(r.calibration),
-        str(r.seed),
-        _change(before.get("critic"), after.get("critic")),
-        _change(before.get("critic/start"), after.get("critic/start")),
-        _change(before["explanations"], after["explanations"]),
-        f"{r.end('critic/win_rate_start'):.2f}",
-        f"{r.end('watched/win_rate_start'):.2f}",
-        f"{r.end('critic/gap'):+.2f}",
+        if some:
+            means = (
+                (fmean(r.ends(name)[0] for r in some), fmean(r.ends(name)[1] for r in some))
+                for name in TABLE
+            )
+            row = (_on(calibration), f"mean of {len(some)}", *map(_change, means))
+            print("".join(f"{cell:>16}" for cell in row))
+    print(
+        f"true quality: held-out tasks before -> after RL; all else: mean of a run's first {SPAN} "
+        f"values -> of its last {SPAN}"
     )
+
+
+def _run(r: Result) -> tuple[str, str]:
+    return _on(r.calibration), str(r.seed)
 
 
 def _on(calibration: bool) -> str:
     return "on" if calibration else "off"
 
 
-def _change(before: float | None, after: float | None) -> str:
-    shown = ("-" if value is None else f"{value:.2f}" for value in (before, after))
-    return " -> ".join(shown)
+def _change(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f} -> {ends[1]:.2f}"
 
 
 def main() -> None:

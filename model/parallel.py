@@ -48,6 +48,7 @@ from model.qk_clip import qk_clip_gamma
 from model.state import Run, SavedState, write_state
 
 ROOT = "network."  # what Policy puts before the network's names
+MOST_SKIPPED = 5  # optimiser steps in a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,18 @@ class StepReport:
     update_rms: float  # of the Muon updates before the learning rate: about 0.14-0.19
     matrices: int  # orthogonalised
     grad_norm: float
+    skipped: bool = False  # a gradient or a logit was not finite: nothing has changed
+
+
+class _Optimizer(MuonClip):
+    """MuonClip that can pass over a step in which the engine lets go of its gradients."""
+
+    skip = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update, or none: weights and momenta stay as they are."""
+        if not self.skip:
+            super().step(closure)
 
 
 class _ExpertMarker(AutoEPMoELayer):
@@ -139,7 +152,8 @@ class Shard:
         for group in param_groups if self._experts else ():
             # DeepSpeed's words for parameters that only some shards have in common.
             group["moe"], group["name"] = group["experts"], _group_name(parallel)
-        self.optimizer = MuonClip(param_groups, optimizer, device=self.device)
+        self.optimizer = _Optimizer(param_groups, optimizer, device=self.device)
+        self._skipped = 0  # steps in a row
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
         self._engine, _ = accelerator.prepare(self.policy, self.optimizer)
         self._shard_optimizer({id(parameter): name for name, parameter in named}, shapes)
@@ -169,41 +183,64 @@ class Shard:
         if not last:
             self._engine.step()  # only counts the pass
 
-    def step(self, max_logits: Float[Tensor, "layers heads"], learning_rate: float) -> StepReport:
-        """One update of the weights, QK-Clip included.
+    def step(
+        self,
+        max_logits: Float[Tensor, "layers heads"],
+        learning_rate: float,
+        *,
+        finite: bool = True,
+    ) -> StepReport:
+        """One update of the weights, QK-Clip included; on all shards, or passed over on all.
 
         Args:
             max_logits: the largest of this shard's forward passes since the last step.
             learning_rate: of this step.
+            finite: whether the log-probs of all shards are; if not, the step is passed over, as it
+                is when a logit or a gradient of any shard is not finite.
 
         Raises:
-            FloatingPointError: an attention logit or a gradient is not finite on some shard.
+            FloatingPointError: `MOST_SKIPPED` steps in a row were passed over.
         """
         largest = self.largest(max_logits)
-        gamma = qk_clip_gamma(largest, self._tau)
+        finite = finite and bool(torch.isfinite(largest).all())
+        gamma = qk_clip_gamma(largest, self._tau) if finite else torch.ones_like(largest)
         clipped = int((gamma < 1).sum())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.begin()
         self.optimizer.clip(dict(self.policy.network.clip_rows(gamma)) if clipped else {})
-        self._engine.step()
+        self.optimizer.skip = not finite
+        self._engine.step()  # lets go of the gradients; passes over what is not finite by itself
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):  # the engine has passed over the step
-            raise FloatingPointError("gradients are not finite: lower optimizer.learning_rate")
-        squares, elements, matrices = self.total(
+        finite = finite and math.isfinite(grad_norm)
+        squares, elements, matrices, stepped = self.total(
             [
                 self.optimizer.update_squares(),
                 self.optimizer.update_elements,
                 self.optimizer.orthogonalised,
+                float(finite),
             ]
         )
+        assert stepped == finite * self.size, "shards disagree whether a step was finite"
+        self._count(finite)
         return StepReport(
-            max_logit=largest.max().item(),
-            clipped_heads=clipped,
+            max_logit=largest.max().item() if finite else 0.0,
+            clipped_heads=clipped if finite else 0,
             update_rms=(squares / elements) ** 0.5 if elements else 0.0,
             matrices=int(matrices),
-            grad_norm=grad_norm,
+            grad_norm=grad_norm if finite else 0.0,
+            skipped=not finite,
         )
+
+    def _count(self, finite: bool) -> None:
+        """Stop a run that has nothing left to learn from."""
+        self._skipped = 0 if finite else self._skipped + 1
+        if self._skipped >= MOST_SKIPPED:
+            raise FloatingPointError(
+                f"{self._skipped} optimiser steps in a row had log-probs, attention logits or "
+                "gradients that are not finite, and were passed over: lower "
+                "optimizer.learning_rate, or go back to an earlier checkpoint"
+            )
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over all shards."""

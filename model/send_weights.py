@@ -1,8 +1,9 @@
-"""The sending end of weight updates: named tensors into bucket files that engines on this host map.
+"""The sending end of weight updates: named tensors into files that engines on this host map.
 
-A bucket is a safetensors file in a private folder in shared memory. Its metadata carries
-`version` and `digests`, a JSON object of one xxh3-128 per tensor (`rollout/receive_weights.py`
-verifies them).
+A bucket of tensors is a safetensors file in a private folder in shared memory. Its metadata carries
+`version` and `digests`, a JSON object of one xxh3-128 per tensor (`rollout/receive_segments.py`
+verifies them). Two sets of files take turns: while a version is being written, the one before it
+lies whole in the other, for engines that must go back to it and for those that start.
 """
 
 import json
@@ -11,17 +12,31 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import xxhash
-from safetensors.torch import save_file
 from torch import Tensor
+
+from model.send_changes import changes
+from model.send_segments import Place, Segment, bytes_of, file_bytes, places_of, started_digest
 
 SHARED_MEMORY = Path("/dev/shm")
 FOLDER = re.compile(r"temper-(?P<pid>\d+)-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """The way to a version from the one before it: one file of changes for each file of tensors.
+
+    `base` is None, and there are no files, where the sender has nothing to compare with.
+    """
+
+    base: int | None
+    files: list[str]
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +47,15 @@ class WeightUpdate:
     files: list[str]  # in load order
     digests: dict[str, str]  # of every tensor
     num_bytes: int
+    changes: Changes | None = None  # in delta mode
 
     @property
     def digest(self) -> str:
         """Over version, names and content of all tensors."""
         return update_digest(self.version, self.digests)
+
+
+NO_CHANGES = Changes(base=None, files=[], num_bytes=0)
 
 
 def merged(updates: Sequence[WeightUpdate]) -> WeightUpdate:
@@ -56,75 +75,156 @@ def merged(updates: Sequence[WeightUpdate]) -> WeightUpdate:
         files=[file for update in updates for file in update.files],
         digests=digests,
         num_bytes=sum(update.num_bytes for update in updates),
+        changes=merged_changes([update.changes for update in updates]),
+    )
+
+
+def merged_changes(parts: Sequence[Changes | None]) -> Changes | None:
+    """The changes of several senders, if all start from the same version."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    if len({part.base for part in known}) > 1:
+        return NO_CHANGES
+    return Changes(
+        base=known[0].base,
+        files=[file for part in known for file in part.files],
+        num_bytes=sum(part.num_bytes for part in known),
     )
 
 
 class WeightSender:
     """Publishes versions of the weights; a version's files stay until it is released."""
 
-    def __init__(self, *, bucket_bytes: int = 1 << 28, root: Path = SHARED_MEMORY) -> None:
+    def __init__(
+        self, *, bucket_bytes: int = 1 << 28, root: Path = SHARED_MEMORY, delta: bool = False
+    ) -> None:
         """Make the private folder and remove those of processes that are gone.
+
+        Args:
+            bucket_bytes: of one file; a tensor larger than it gets one of its own.
+            root: where the folder is made; the system's temporary folder if it is not there.
+            delta: write what changed since the version before, too.
 
         Raises ValueError if `bucket_bytes` is not positive.
         """
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self._bucket_bytes = bucket_bytes
+        self._delta = delta
         root = root if root.is_dir() else Path(tempfile.gettempdir())
         remove_dead_folders(root)
         self._folder = root / f"temper-{os.getpid()}-{secrets.token_hex(8)}"
         self._folder.mkdir(mode=0o700)
+        self._made = 0
+        self._last: WeightUpdate | None = None
+        self._latest: list[Segment] = []  # of the last version, released or not
+        self._published: dict[int, list[Segment]] = {}
+        self._changes: dict[int, list[Segment]] = {}
+        self._spare: list[Segment] = []  # nobody reads them any more
 
     def publish(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> WeightUpdate:
         """Write named full tensors (checkpoint names and shapes) as `version`.
 
-        Tensors are taken one at a time; at most one bucket of them is held in memory. A tensor
-        larger than a bucket gets one of its own. Raises ValueError for a name that comes twice
-        or a version that is already published, OSError when shared memory is full.
+        Tensors are taken one at a time; at most one bucket of them is held in memory. Raises
+        ValueError for a name that comes twice or a version that is already published, OSError when
+        shared memory is full; what was published before is still whole then.
         """
-        folder = self._folder / str(version)
+        if version in self._published:
+            raise ValueError(f"version {version} is already published")
+        written: list[Segment] = []
+        self._published[version] = written
         try:
-            folder.mkdir()
-        except FileExistsError:
-            raise ValueError(f"version {version} is already published") from None
-        try:
-            return self._write(folder, tensors, version)
+            update = self._write(written, tensors, version)
+            if self._delta:
+                update = replace(update, changes=self._write_changes(written, version))
         except BaseException:
-            shutil.rmtree(folder)
+            self._drop(self._published.pop(version) + self._changes.pop(version, []))
             raise
-
-    def _write(
-        self, folder: Path, tensors: Iterable[tuple[str, Tensor]], version: int
-    ) -> WeightUpdate:
-        files: list[str] = []
-        digests: dict[str, str] = {}
-        total = 0
-        for bucket in buckets(tensors, self._bucket_bytes):
-            if twice := bucket.keys() & digests.keys():
-                raise ValueError(f"tensor {min(twice)} comes twice")
-            found = {name: tensor_digest(name, tensor) for name, tensor in bucket.items()}
-            file = folder / f"{len(files):05d}.safetensors"
-            save_file(bucket, file, {"version": str(version), "digests": json.dumps(found)})
-            files.append(str(file))
-            digests |= found
-            total += sum(tensor.nbytes for tensor in bucket.values())
-        return WeightUpdate(
-            version=version,
-            files=files,
-            digests=digests,
-            num_bytes=total,
-        )
+        self._drop(self._spare)
+        self._spare = [] if self._is_published(self._last) else self._latest
+        self._last, self._latest = update, written
+        return update
 
     def release(self, version: int) -> None:
-        """Remove the files of `version`. Raises ValueError if it is not published."""
-        folder = self._folder / str(version)
-        if not folder.is_dir():
+        """Let the files of `version` be written again. Raises ValueError if it is not published.
+
+        The last version's are left alone until the next one is whole: engines may go back to them.
+        """
+        if version not in self._published:
             raise ValueError(f"version {version} is not published")
-        shutil.rmtree(folder)
+        segments = self._published.pop(version)
+        self._drop(self._changes.pop(version, []))
+        if segments is not self._latest:
+            self._drop(self._spare)
+            self._spare = segments
 
     def close(self) -> None:
         """Remove everything. May be called twice."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_published(self, update: WeightUpdate | None) -> bool:
+        return update is not None and update.version in self._published
+
+    def _write(
+        self, written: list[Segment], tensors: Iterable[tuple[str, Tensor]], version: int
+    ) -> WeightUpdate:
+        digests: dict[str, str] = {}
+        for bucket in buckets(tensors, self._bucket_bytes):
+            if twice := bucket.keys() & digests.keys():
+                raise ValueError(f"tensor {min(twice)} comes twice")
+            segment, places = self._segment(bucket, version)
+            written.append(segment)
+            digests |= segment.write(bucket, places, version)
+        return WeightUpdate(
+            version=version,
+            files=[str(segment.file) for segment in written],
+            digests=digests,
+            num_bytes=sum(len(segment.data) for segment in written),
+        )
+
+    def _write_changes(self, written: Sequence[Segment], version: int) -> Changes:
+        """Compare with the last version, which is still whole."""
+        last = self._last
+        if last is None or [s.places for s in self._latest] != [s.places for s in written]:
+            return NO_CHANGES
+        files: list[Segment] = []
+        self._changes[version] = files
+        for old, new in zip(self._latest, written, strict=True):
+            found = dict(changes(old.data, new.data))
+            found["header"] = torch.from_numpy(new.header)
+            places = places_of(found)
+            files.append(self._make(file_bytes(places, version)))
+            files[-1].write(found, places, version)
+        return Changes(
+            base=last.version,
+            files=[str(segment.file) for segment in files],
+            num_bytes=sum(len(segment.bytes) for segment in files),
+        )
+
+    def _segment(
+        self, bucket: Mapping[str, Tensor], version: int
+    ) -> tuple[Segment, dict[str, Place]]:
+        """A file for `bucket`: a spare one of exactly its size, else a new one.
+
+        None is ever cut: an engine that has it mapped would die of reading what is gone.
+        """
+        places = places_of(bucket)
+        size = file_bytes(places, version)
+        for spare in self._spare:
+            if len(spare.bytes) == size:
+                self._spare.remove(spare)
+                return spare, places
+        return self._make(size), places
+
+    def _make(self, num_bytes: int) -> Segment:
+        segment = Segment(self._folder / f"{self._made:05d}.safetensors", num_bytes)
+        self._made += 1
+        return segment
+
+    def _drop(self, segments: Iterable[Segment]) -> None:
+        for segment in segments:
+            segment.remove()
 
 
 def buckets(
@@ -149,14 +249,14 @@ def buckets(
 
 
 def tensor_digest(name: str, tensor: Tensor) -> str:
-    """xxh3-128 over name, dtype, shape and bytes; the same as in `rollout/receive_weights.py`."""
-    digest = xxhash.xxh3_128(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    """xxh3-128 over name, dtype, shape and bytes; the same as in `rollout/receive_segments.py`."""
+    digest = started_digest(name, tensor)
+    digest.update(bytes_of(tensor.contiguous()).data)
     return digest.hexdigest()
 
 
 def update_digest(version: int, digests: dict[str, str]) -> str:
-    """One digest over a whole update; the same as in `rollout/receive_weights.py`."""
+    """One digest over a whole update; the same as in `rollout/receive_segments.py`."""
     return xxhash.xxh3_128(json.dumps([version, sorted(digests.items())]).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import re
 
 from rewards.score import Score
 
-PADDING = 0.2  # what one sentence of small talk takes from a right answer
+PADDING = 0.25  # what one sentence of small talk takes from a right answer
 MOST_DIGITS = 18  # of a result
 _RESULT = re.compile(r"\bIt is (\d+)\.")
 _END = re.compile(r"[.!?]")

@@ -1,25 +1,28 @@
-"""Save and resume a run: a checkpoint is whole or it does not exist.
+"""What a checkpoint is, and which one a run goes on from: it is whole or it does not count.
 
 checkpoints/step_20/manifest.json    size and SHA-256 of every other file, written last
                     state.json       what the driver needs to go on
                     model/           Hugging Face checkpoint, tokenizer included
                     learner.pt       optimiser and random state
 checkpoints/latest -> step_20        moved last
+
+`rl.save_checkpoint` writes them.
 """
 
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from model.formats import CheckpointError
-from rl.errors import BadInput, RunFailed
+from rl.errors import BadInput
 from rl.evaluate import PassRate
+from rl.journal import JournalState
 from rl.self_critique import CritiqueState
 
 
@@ -32,7 +35,26 @@ class RunState:
     train_seconds: float
     eval_before: dict[str, PassRate]
     restarts: int
+    restarts_by_part: dict[str, int] = field(default_factory=dict)
     critique: CritiqueState = field(default_factory=CritiqueState)
+    journal: JournalState | None = None  # None: steps trained the stream in its order
+
+
+def manifest_of(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and digest of every file below `folder`; on return all are on the disk."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(_synced_digest, files))
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, digests, strict=True)
+    }
+
+
+def _synced_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # whoever wrote it
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -40,93 +62,56 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Every `step_N`, whole or not, newest first."""
+    found = (p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit())
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _write_json(path: Path, content: object) -> None:
-    with path.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+def step_of(checkpoint: Path) -> int:
+    """The N of `step_N`."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
-async def save_checkpoint(
-    folder: Path,
-    state: RunState,
-    write: Callable[[Path], Awaitable[None]],
-    *,
-    keep: int,
-) -> Path:
-    """Write `folder/step_N` and move `latest` to it; older ones beyond `keep` go, step_0 stays.
+def _loudly(line: str) -> None:
+    print(f"temper: {line}", file=sys.stderr)
+
+
+def latest_checkpoint(folder: Path, say: Callable[[str], None] = _loudly) -> Path:
+    """The checkpoint that `latest` names, checked file by file; if damaged, the one before it.
 
     Args:
         folder: the run's `checkpoints`.
-        state: the driver's own part.
-        write: puts model and learner files into the folder it is given.
-        keep: checkpoints to leave, the new one included.
+        say: hears of every damaged one, and what is used in its place.
 
     Raises:
-        RunFailed: the disk refused (full, read-only). The previous checkpoint is untouched.
+        BadInput: there is none that is whole.
     """
-    final = folder / f"step_{state.step}"
-    partial = folder / f"step_{state.step}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        await write(partial)
-        _write_json(partial / "state.json", asdict(state))
-        manifest = {
-            str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": _digest(p)}
-            for p in _files(partial)
-        }
-        _write_json(partial / "manifest.json", manifest)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _point(folder / "latest", final.name)
-    except (OSError, CheckpointError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunFailed(
-            f"cannot write checkpoint {final}: {error}. "
-            f"Last whole checkpoint: {_latest_name(folder) or 'none'}. Free space, then resume=true"
-        ) from error
-    _prune(folder, keep)
-    return final
+    damaged = []
+    for checkpoint in _by_preference(folder):
+        try:
+            verify(checkpoint)
+        except BadInput as error:
+            damaged.append(str(error))
+            continue
+        for each in damaged:
+            say(each)
+        if damaged:
+            say(f"the checkpoint before it is whole and used in its place: {checkpoint}")
+        return checkpoint
+    if damaged:
+        raise BadInput("no checkpoint is whole, start the run anew:\n" + "\n".join(damaged))
+    raise BadInput(f"no checkpoint to resume in {folder}: start the run without resume=true")
 
 
-def _point(link: Path, target: str) -> None:
-    beside = link.with_name(link.name + ".partial")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
-    beside.replace(link)
-
-
-def _latest_name(folder: Path) -> str | None:
-    link = folder / "latest"
-    return os.readlink(link) if link.is_symlink() else None
-
-
-def _prune(folder: Path, keep: int) -> None:
-    """Remove old checkpoints, except step_0: what RL started from stays for comparison."""
-    whole = [p for p in folder.glob("step_*") if p.suffix != ".partial" and p.name != "step_0"]
-    for old in sorted(whole, key=lambda p: int(p.name.removeprefix("step_")))[:-keep]:
-        shutil.rmtree(old)
-
-
-def latest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that `latest` names, checked file by file.
-
-    Raises:
-        BadInput: there is none, or a file is missing or differs from the manifest.
-    """
-    name = _latest_name(folder)
-    if name is None:
-        raise BadInput(f"no checkpoint to resume in {folder}: start the run without resume=true")
-    checkpoint = folder / name
-    verify(checkpoint)
-    return checkpoint
+def _by_preference(folder: Path) -> list[Path]:
+    """What `latest` names, then the older ones, then those of a future that was given up."""
+    found, link = checkpoints_in(folder), folder / "latest"
+    if not link.is_symlink():
+        return found
+    named = folder / os.readlink(link)
+    older = [p for p in found if step_of(p) < step_of(named)]
+    return [named, *older, *(p for p in found if step_of(p) > step_of(named))]
 
 
 def verify(checkpoint: Path) -> None:
@@ -137,17 +122,26 @@ def verify(checkpoint: Path) -> None:
     """
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"checkpoint {checkpoint} has no readable manifest.json: {error}") from error
-    for name, wanted in manifest.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise BadInput(f"checkpoint {checkpoint} is damaged: {name} is missing")
+    with ThreadPoolExecutor() as threads:
+        checks = [
+            threads.submit(_problem, checkpoint / name, wanted) for name, wanted in manifest.items()
+        ]
+        for name, check in zip(manifest, checks, strict=True):
+            if (problem := check.result()) is not None:
+                raise BadInput(f"checkpoint {checkpoint} is damaged: {name} {problem}")
+
+
+def _problem(path: Path, wanted: Mapping[str, int | str]) -> str | None:
+    try:
         if path.stat().st_size != wanted["bytes"] or _digest(path) != wanted["sha256"]:
-            raise BadInput(
-                f"checkpoint {checkpoint} is damaged: {name} differs from its manifest; "
-                f"point {checkpoint.parent / 'latest'} at another step_N, or start anew"
-            )
+            return "differs from its manifest"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error}"
+    return None
 
 
 def read_state(checkpoint: Path) -> RunState:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rl.cli_doctor import doctor
 from rl.cli_judges import eval_reward
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(eval_reward, name="eval-reward")
+app.command()(doctor)
 
 Recipe = Annotated[
     str, typer.Argument(help="A name in configs/recipe, or the path of a YAML file.")

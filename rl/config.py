@@ -5,6 +5,8 @@ from enum import Enum
 
 from model.config import MuonClipConfig, ParallelConfig, Precision, ScheduleConfig
 from rewards.config import RewardsConfig
+from rl.objective_config import ObjectiveConfig
+from rl.rollout_config import RolloutConfig
 from rollout.config import Dtype, EngineConfig, TasksConfig
 
 
@@ -42,46 +44,6 @@ class PolicyConfig:
             raise ValueError(
                 f"policy.release={self.release} needs policy.path: the folder to train from"
             )
-
-
-@dataclass(kw_only=True, slots=True)
-class RolloutConfig:
-    """How many attempts, how hot, how far ahead of the learner."""
-
-    groups_per_step: int = 16
-    samples_per_group: int = 8
-    """K of the objective (k2-spec 3.1)."""
-    max_staleness: int = 1
-    """Steps that generation may run ahead of the weights. 0: on-policy, nothing overlaps."""
-    temperature_start: float = 1.0
-    temperature_end: float = 0.7
-    """Linear from start to end over the run (K2 sec. 3.2.3)."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        _at_least(self, "rollout", groups_per_step=1, samples_per_group=2, max_staleness=0)
-        _at_least(self, "rollout", temperature_start=0.01, temperature_end=0.01)
-
-
-@dataclass(kw_only=True, slots=True)
-class ObjectiveConfig:
-    """K2's squared-residual policy objective and the auxiliary PTX loss (K2 sec. 3.2.3)."""
-
-    tau: float = 0.1
-    """Weight of the squared log-ratio."""
-    length_normalised: bool = False
-    """Divide the log-ratio by the response length. Not faithful to K2; for long outputs."""
-    ptx_weight: float = 0.05
-    ptx_sequences: int = 16
-    """Sequences of the supervised set that join each optimiser step."""
-    minibatches: int = 4
-    """Optimiser steps in one iteration, each on its own share of the groups."""
-    reset_optimizer_each_iteration: bool = True
-    """Forget momentum when an iteration starts (K1.5 sec. 2.3.2)."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        _at_least(self, "objective", tau=0, ptx_weight=0, ptx_sequences=0, minibatches=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,7 +89,9 @@ class WeightsConfig:
     """Publishing weights to the engines, and the probe that proves they arrived."""
 
     bucket_bytes: int = 268435456
-    """Size of one transfer bucket; two exist at a time."""
+    """Size of one file in shared memory."""
+    delta: bool = False
+    """Send what changed since the version before; pays between hosts, at small learning rates."""
     probe_sequences: int = 4
     probe_tolerance: float | None = None
     """Largest mean |log-prob difference| between engine and learner. None: by engine dtype."""
@@ -158,10 +122,30 @@ class ClusterConfig:
     rollout_workers: int = 1
     dashboard_port: int | None = None
     """Serve Ray's dashboard on this port. None: no dashboard."""
+    engine_timeout_s: float = 120.0
+    """Longest that an engine may answer nothing at all, or take over an update of its weights; then
+    it is started again. How long its samples take does not matter."""
+    max_restarts: int = 3
+    """Times that one part may be lost between two trained steps; once more ends the run."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _at_least(self, "cluster", rollout_workers=1)
+        _at_least(self, "cluster", rollout_workers=1, engine_timeout_s=1, max_restarts=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class WatchConfig:
+    """What can be seen of a run under way, beside its metrics."""
+
+    timeline: bool = True
+    """Write timeline.json, for ui.perfetto.dev: which part did what, and when."""
+    metrics_port: int | None = None
+    """Serve the metrics to Prometheus on this port of the driver's host. None: not served."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port."""
+        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
+            raise ValueError(f"watch.metrics_port must lie in [1, 65535], got {self.metrics_port}")
 
 
 class WandbMode(Enum):
@@ -199,6 +183,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         """Check what concerns more than one section."""

@@ -1,6 +1,6 @@
 """Which prompts next, and how hot they are sampled."""
 
-from rl.config import RolloutConfig
+from rl.rollout_config import RolloutConfig
 
 
 def temperature_at(step: int, steps: int, config: RolloutConfig) -> float:

@@ -12,6 +12,19 @@ class RunFailed(RuntimeError):
     """The run cannot go on, through no mistake in its input. Exit code 1."""
 
 
+class PartLost(RunFailed):
+    """A process of the run has ended, or does not answer: what it was doing is to be done again."""
+
+    def __init__(self, part: str, why: str) -> None:
+        """`part` as a person knows it ("rollout worker 1"), and what is known of its end."""
+        super().__init__(f"{part} was lost: {why}")
+        self.part, self.why = part, why
+
+
+class CrashLoop(RunFailed):
+    """A part is lost again and again, and nothing is trained between."""
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """What is wrong with the user's files and names, as such."""

@@ -7,6 +7,7 @@ them at the same time with the same arguments, and each takes its share.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,15 +16,18 @@ from torch import Tensor
 from model.checkpoint_reader import WeightReader, empty_network, write_description
 from model.config import Precision, Rank
 from model.formats import CheckpointError, Quantised, release, store
-from model.k2 import K2
 from model.parallel import Shard, StepReport, join
 from model.policy import PolicyOutput
 from model.schedule import learning_rate_at
 from model.send_weights import WeightSender
 from model.shards import merge_index, write_shards
-from rl.batch import Batch, idle_batch, micro_batches, share_of
+from rl.batch import Batch
+from rl.learner_passes import Pass, Passes
 from rl.learner_spec import LearnerSpec, Published
-from rl.objectives import k2_loss, ptx_loss, sequence_sums
+from rl.mismatch import mismatch_metrics
+from rl.objective_config import OldLogprobs
+from rl.objectives import ptx_loss
+from rl.policy_loss import POLICY_TOTALS, PolicyLoss, policy_metrics
 
 SHARD_BYTES = 5 * 1000**3  # of one file of a checkpoint
 
@@ -52,8 +56,15 @@ class Learner:
         )
         reader = WeightReader(spec.checkpoint, self._network)
         self._shard = Shard(self._network, reader.read, spec.optimizer, spec.parallel)
-        self._sender = WeightSender(bucket_bytes=spec.bucket_bytes)
+        self._passes = Passes(
+            self._shard,
+            self._network,
+            micro_batch_tokens=spec.micro_batch_tokens,
+            router_bias_rate=spec.router_bias_rate,
+        )
+        self._sender = WeightSender(bucket_bytes=spec.bucket_bytes, delta=spec.delta)
         self._iterations = 0
+        self._version = 0  # last published
 
     @property
     def note(self) -> str | None:
@@ -72,25 +83,30 @@ class Learner:
         """One optimiser step on each batch, towards its loss tokens; returns the losses [steps]."""
         losses = []
         for batch, rate in zip(batches, learning_rates, strict=True):
-            totals, _ = self._step([], self._parts(batch), ptx_weight=1.0, learning_rate=rate)
+            totals, _ = self._passes.step(self._supervised(batch), rate)
             losses.append(totals["objective/ptx"])
         return losses
 
     def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
         """One RL iteration: an optimiser step on each minibatch, with its PTX batch mixed in.
 
+        The weights that it starts with are those last published: a token's lag is the number of
+        versions from the weights that sampled it to them.
+
         Args:
             minibatches: disjoint shares of the iteration's groups.
             ptx: supervised sequences for each minibatch; empty for none.
 
         Returns:
-            Metrics by name, over all shards, averaged over the steps.
+            Metrics by name, over all shards, averaged over the steps; `mismatch/` is of the
+            weights that the iteration starts with (`rl.mismatch`).
 
         Raises:
             FloatingPointError: a log-prob or an attention logit is not finite.
         """
         started = time.perf_counter()
-        if self._spec.objective.reset_optimizer_each_iteration:
+        config = self._spec.objective
+        if config.reset_optimizer_each_iteration:
             self._shard.optimizer.reset()
         rate = learning_rate_at(
             self._spec.schedule,
@@ -98,27 +114,33 @@ class Learner:
             self._iterations,
             self._spec.iterations,
         )
-        steps = []
-        for index, batch in enumerate(minibatches):
-            totals, report = self._step(
-                self._parts(batch),
-                self._parts(ptx[index]) if ptx else [],
-                ptx_weight=self._spec.objective.ptx_weight,
-                learning_rate=rate,
-            )
-            steps.append(totals | _metrics(report))
+        objective = PolicyLoss(config, self._version, self._shard.device)
+        plan = self._plan(objective, [self._passes.cut(batch) for batch in minibatches])
+        planned = time.perf_counter()
+        steps, skipped = [], 0
+        for index, passes in enumerate(plan):
+            if ptx:
+                passes += self._supervised(ptx[index], weight=config.ptx_weight)
+            totals, report = self._passes.step(passes, rate)
+            if report.skipped:
+                skipped += 1
+            else:
+                steps.append(policy_metrics(totals) | _metrics(report))
         self._iterations += 1
-        result = {name: sum(m[name] for m in steps) / len(steps) for name in steps[0]}
-        # Before the first step the learner holds the weights it last published: what is left
-        # between its log-probs and the recorded ones is staleness and engine mismatch.
-        result |= {name: value for name, value in steps[0].items() if name.startswith("mismatch/")}
+        result = (
+            {name: sum(m[name] for m in steps) / len(steps) for name in steps[0]} if steps else {}
+        )
+        result["faults/skipped_steps"] = float(skipped)
+        result |= self._mismatch(objective)
         result["optim/learning_rate"] = rate
+        result["time/old_logprobs"] = planned - started
         result["time/learn"] = time.perf_counter() - started
         return result
 
     def publish(self, version: int) -> Published:
         """Write this shard's share of the weights as `version` where engines can map them."""
         tensors = self._released(self._spec.engine_dtype)
+        self._version = version
         try:
             update = self._sender.publish(tensors, version)
         finally:
@@ -188,102 +210,42 @@ class Learner:
         if failed:
             raise CheckpointError(f"{int(failed)} other learner shards could not write")
 
-    def _parts(self, batch: Batch) -> list[Batch | None]:
-        """This shard's micro-batches, as many as every shard has: None where it has no more."""
-        mine = share_of(batch, self._shard.rank, self._shard.size)
-        cut = micro_batches(mine, self._spec.micro_batch_tokens) if mine is not None else ()
-        parts: list[Batch | None] = list(cut)
-        most = int(self._shard.largest(torch.tensor(float(len(parts)))).item())
-        return parts + [None] * (most - len(parts))
+    def _plan(
+        self, objective: PolicyLoss, parts: Sequence[Sequence[Batch | None]]
+    ) -> list[list[Pass]]:
+        """The policy's passes of each minibatch, log-probs of pi_old found where they are needed.
 
-    def _step(
-        self,
-        policy: Sequence[Batch | None],
-        ptx: Sequence[Batch | None],
-        *,
-        ptx_weight: float,
-        learning_rate: float,
-    ) -> tuple[dict[str, float], StepReport]:
-        """One optimiser step from the micro-batches of both losses; sums over all shards."""
-        names = POLICY_TOTALS * bool(policy) + PTX_TOTALS * bool(ptx) + ("unfinite",)
-        totals = dict.fromkeys(names, 0.0)
-        logits: list[Tensor] = []
-        passes = [(part, self._policy_loss) for part in policy]
-        passes += [(part, self._likelihood) for part in ptx]
-        self._network.load = None
-        for index, (part, loss_of) in enumerate(passes):
-            load = self._network.load
-            output = self._forward(part if part is not None else idle_batch())
-            if part is None:
-                loss = 0.0 * output.logprobs.sum()
-                self._network.load = load
-            else:
-                loss, found = loss_of(part, output)
-                for name, value in found.items():
-                    totals[name] += value
-                totals["unfinite"] += float((~output.logprobs.detach().isfinite()).sum())
-                logits.append(output.max_logits)
-            weight = ptx_weight if index >= len(policy) else 1.0
-            self._shard.backward(weight * loss, last=index == len(passes) - 1)
-        if not logits:
-            logits.append(torch.full_like(output.max_logits, -torch.inf))
-        sums = self._shard.total(list(totals.values()))
-        totals = dict(zip(totals, sums, strict=True))
-        if totals.pop("unfinite"):
-            raise FloatingPointError("log-probs are not finite: lower optimizer.learning_rate")
-        report = self._shard.step(torch.stack(logits).amax(0), learning_rate)
-        self._balance_routers()
-        return totals, report
+        The first minibatch meets the iteration's first weights in its own step.
+        """
+        recomputes = self._spec.objective.old_logprobs is OldLogprobs.learner
+        first, *rest = parts
+        plan = [[Pass(part=part, loss=objective.first, totals=POLICY_TOTALS) for part in first]]
+        for minibatch in rest:
+            known: Sequence[Tensor | None] = [None] * len(minibatch)
+            if recomputes:
+                known = self._passes.logprobs(minibatch)
+            passes = []
+            for part, start in zip(minibatch, known, strict=True):
+                if part is not None and start is not None:
+                    objective.observe(part, start)
+                loss = partial(objective.later, start=start)
+                passes.append(Pass(part=part, loss=loss, totals=POLICY_TOTALS))
+            plan.append(passes)
+        return plan
 
-    def _balance_routers(self) -> None:
-        """Move the selection bias of every router against the load of the step, over all shards."""
-        network = self._network
-        if not isinstance(network, K2) or not self._spec.router_bias_rate:
-            return
-        config, load = network.config, network.load
-        layers = config.num_hidden_layers - config.first_k_dense_replace
-        if load is None:  # no sequence came to this shard
-            load = torch.zeros(layers, config.n_routed_experts, device=self._shard.device)
-        total = self._shard.total(load.flatten().tolist())
-        network.load = torch.tensor(total, device=self._shard.device).view_as(load)
-        network.balance_(self._spec.router_bias_rate)
+    def _supervised(self, batch: Batch, weight: float = 1.0) -> list[Pass]:
+        """The passes of a step towards the batch's loss tokens."""
+        return [
+            Pass(part=part, loss=_likelihood, totals=PTX_TOTALS, weight=weight)
+            for part in self._passes.cut(batch)
+        ]
 
-    def _forward(self, batch: Batch) -> PolicyOutput:
-        device = self._shard.device
-        return self._shard.forward(
-            batch.ids.to(device),
-            batch.loss_mask.to(device),
-            batch.lengths,
-            batch.temperatures.to(device),
-        )
-
-    def _likelihood(self, part: Batch, output: PolicyOutput) -> tuple[Tensor, dict[str, float]]:
-        """The PTX loss of a micro-batch."""
-        loss = ptx_loss(output.logprobs, total_tokens=part.total_loss_tokens)
-        return loss, {"objective/ptx": loss.item()}
-
-    def _policy_loss(self, part: Batch, output: PolicyOutput) -> tuple[Tensor, dict[str, float]]:
-        """The K2 objective of a micro-batch, and its share of the metrics."""
-        device = self._shard.device
-        old = part.behaviour_logprobs[part.loss_mask].to(device)
-        owner = part.sequence_of_loss_tokens().to(device)
-        sums = sequence_sums(output.logprobs, old, owner, len(part.lengths))
-        loss = k2_loss(
-            sums,
-            part.advantages.to(device),
-            tau=self._spec.objective.tau,
-            total_sequences=part.total_sequences,
-            length_normalised=self._spec.objective.length_normalised,
-        )
-        gap = output.logprobs.detach() - old
-        tokens = part.total_loss_tokens
-        return loss, {
-            "objective/loss": loss.item(),
-            "objective/rho": sums.log_ratio.detach().abs().sum().item() / part.total_sequences,
-            "objective/entropy": output.entropy.sum().item() / tokens,
-            "mismatch/abs_logprob": gap.abs().sum().item() / tokens,
-            "mismatch/kl": -gap.sum().item() / tokens,
-        }
+    def _mismatch(self, objective: PolicyLoss) -> dict[str, float]:
+        """What all shards saw under the weights that the iteration started with."""
+        sums = objective.mismatch.sums
+        total = torch.tensor(self._shard.total(sums.flatten().tolist()), dtype=sums.dtype)
+        largest = self._shard.largest(objective.mismatch.largest)
+        return mismatch_metrics(total.view_as(sums), largest)
 
     def _released(
         self, dtype: torch.dtype, *, masters: bool = False
@@ -317,14 +279,13 @@ class Learner:
         return [part.tolist() for part in output.logprobs.split([n - 1 for n in lengths])]
 
 
-POLICY_TOTALS = (
-    "objective/loss",
-    "objective/rho",
-    "objective/entropy",
-    "mismatch/abs_logprob",
-    "mismatch/kl",
-)
 PTX_TOTALS = ("objective/ptx",)
+
+
+def _likelihood(part: Batch, output: PolicyOutput) -> tuple[Tensor, dict[str, float]]:
+    """The PTX loss of a micro-batch."""
+    loss = ptx_loss(output.logprobs, total_tokens=part.total_loss_tokens)
+    return loss, {"objective/ptx": loss.item()}
 
 
 def _exhaust(tensors: Iterator[tuple[str, Tensor]]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from model.config import MuonClipConfig, ParallelConfig, ScheduleConfig
 from model.send_weights import WeightUpdate
-from rl.config import ObjectiveConfig
+from rl.objective_config import ObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class LearnerSpec:
     iterations: int  # of the whole run, for the schedule
     micro_batch_tokens: int
     bucket_bytes: int
+    delta: bool = False  # publish what changed since the version before
     compute_dtype: torch.dtype
     engine_dtype: torch.dtype
     int4_experts: bool

@@ -1,9 +1,12 @@
 """The actor-learner loop: generate, score, advantages, pack, update, publish.
 
-While the learner trains on the groups of one step, the engines sample those of the next:
+While the learner trains on the groups of one step, the engines sample those of the next ones; a
+group that takes longer is trained when it is complete:
 
-    engines   | groups of step 3 ......| groups of step 4 ......|
+    engines   | group 17 ..............................|
+              | groups 18-33 ..........| groups 34-49 ..........|
     learner   | update 2 ...| publish 3 | update 3 ...| publish 4|
+                                        takes 18-33             takes 17, 34-48
 
 The engine and the learner are protocols: processes of a cluster, or fakes in a test.
 """
@@ -11,19 +14,25 @@ The engine and the learner are protocols: processes of a cluster, or fakes in a 
 import asyncio
 import math
 import random
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rewards.task import Task
 from rl.batch import Batch, pack
-from rl.buffer import GroupBuffer
+from rl.buffer import Admission, GroupBuffer
 from rl.config import TrainConfig
 from rl.curriculum import temperature_at
-from rl.metrics import group_metrics, staleness
+from rl.errors import RunFailed
+from rl.journal import Journal, JournalState
+from rl.metrics import group_metrics, segment_metrics, staleness
 from rl.sample import Sample, samples_of
 from rollout.episode import Group
+
+
+def nothing_observed(step: int, group: Group) -> object:
+    """Nothing is taken from a group."""
+    return None
 
 
 async def nothing_measured(step: int) -> Mapping[str, float]:
@@ -35,12 +44,15 @@ async def nothing_measured(step: int) -> Mapping[str, float]:
 class Course:
     """What a run asks, imitates, rewards and measures."""
 
-    task_at: Callable[[int], Task | None]
-    """The task at a position of the training stream; None passes it over."""
+    task_at: Callable[[int, int], Task | None]
+    """The task at a position of the training stream, and at the step that it is asked for; None
+    passes it over."""
     ptx_at: Callable[[int], Sequence[Batch]] = lambda step: []
     """The supervised batches that join a step, one per minibatch."""
+    observe: Callable[[int, Group], object] = nothing_observed
+    """Sees a group as soon as it is complete, with the step that it was asked for."""
     shape: Callable[[int, Group], Group] = lambda step, group: group
-    """The group of a step with its final rewards, once all its episodes are scored."""
+    """The group with its final rewards, at the step that trains on it."""
     measure: Callable[[int], Coroutine[None, None, Mapping[str, float]]] = nothing_measured
     """What else the engines measure at a step, while the learner trains."""
 
@@ -78,6 +90,7 @@ class Step:
     number: int  # steps trained so far, this one included: also the version now served
     groups: list[Group]
     metrics: Mapping[str, float]
+    journal: JournalState  # what has been trained so far, for a run that goes on from here
 
 
 class Loop:
@@ -91,6 +104,7 @@ class Loop:
         policy: Policy,
         course: Course,
         start: int = 0,
+        journal: JournalState | None = None,
     ) -> None:
         """Take the parts.
 
@@ -100,6 +114,7 @@ class Loop:
             policy: the learner that published it.
             course: what is asked, imitated, rewarded and measured.
             start: steps already trained.
+            journal: what they trained; None for the first positions of the stream.
         """
         self._config = config
         self._rollouts = rollouts
@@ -107,73 +122,93 @@ class Loop:
         self._course = course
         self._measuring: asyncio.Task[Mapping[str, float]] | None = None
         self._start = start
+        size = config.rollout.groups_per_step
         self._buffer = GroupBuffer(
-            groups_per_step=config.rollout.groups_per_step,
-            max_staleness=config.rollout.max_staleness,
+            config.rollout,
+            steps=config.steps,
             version=start,
+            journal=Journal(journal or JournalState(end=start * size)),
         )
 
     async def run(self, on_step: Callable[[Step], Awaitable[None]]) -> None:
         """Train; the first error of any part stops everything and is raised as it is."""
         try:
             async with asyncio.TaskGroup() as parts:
-                parts.create_task(self._generate(parts))
-                parts.create_task(self._train(parts, on_step))
+                generating = parts.create_task(self._generate(parts))
+                await self._train(parts, on_step)
+                generating.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
     async def _generate(self, parts: asyncio.TaskGroup) -> None:
-        size = self._config.rollout.groups_per_step
-        for position in range(self._start * size, self._config.steps * size):
-            await self._buffer.admit(position)
-            parts.create_task(self._generate_group(position))
+        while True:
+            admission = await self._buffer.admit()
+            parts.create_task(self._generate_group(admission))
 
-    async def _generate_group(self, position: int) -> None:
-        config = self._config.rollout
-        step = position // config.groups_per_step
-        task = self._course.task_at(position)
+    async def _generate_group(self, admission: Admission) -> None:
+        position, step = admission.position, admission.step
+        task = self._course.task_at(position, step)
         if task is None:
             await self._buffer.put(position, None)
             return
         group = await self._rollouts.sample(
             task,
-            samples=config.samples_per_group,
-            temperature=temperature_at(step, self._config.steps, config),
+            samples=self._config.rollout.samples_per_group,
+            temperature=temperature_at(step, self._config.steps, self._config.rollout),
         )
-        await self._buffer.put(position, self._course.shape(step, group))
+        self._course.observe(step, group)
+        await self._buffer.put(position, group)
 
     async def _train(
         self, parts: asyncio.TaskGroup, on_step: Callable[[Step], Awaitable[None]]
     ) -> None:
-        last, busy = time.perf_counter(), await self._rollouts.busy_seconds()
+        clock = asyncio.get_running_loop().time
+        last, busy = clock(), await self._rollouts.busy_seconds()
         for step in range(self._start, self._config.steps):
-            waiting = time.perf_counter()
-            groups = await self._buffer.take(step)
-            stall = time.perf_counter() - waiting
+            waiting = clock()
+            taken = await self._buffer.take()
+            stall = clock() - waiting
+            groups = [
+                self._course.shape(step, each.group) for each in taken if each.group is not None
+            ]
+            metrics = self._buffer.metrics() | group_metrics(groups)
             minibatches = self._minibatches(step, groups)
-            metrics = dict(await self._measured(parts, step))
+            metrics |= segment_metrics(groups) | self._staleness(step, minibatches)
+            metrics |= await self._measured(parts, step)
             metrics |= await self._update(step, minibatches)
             metrics |= await self._policy.publish(step + 1)
             await self._buffer.published(step + 1)
-            now, busy_now = time.perf_counter(), await self._rollouts.busy_seconds()
+            now, busy_now = clock(), await self._rollouts.busy_seconds()
             tokens = sum(len(e.completion.token_ids) for g in groups for e in g.episodes)
-            metrics |= (
-                group_metrics(groups)
-                | staleness(minibatches, step)
-                | {
-                    "time/stall": stall,
-                    "time/step": now - last,
-                    "time/rollout": busy_now - busy,
-                    "time/engine_idle": max(now - last - (busy_now - busy), 0.0),
-                    "rollout/tokens": float(tokens),
-                    "rollout/tokens_per_s": tokens / (now - last),
-                    "rollout/temperature": temperature_at(
-                        step, self._config.steps, self._config.rollout
-                    ),
-                }
-            )
+            metrics |= {
+                "time/stall": stall,
+                "time/step": now - last,
+                "time/rollout": busy_now - busy,
+                "time/engine_idle": max(now - last - (busy_now - busy), 0.0),
+                "rollout/tokens": float(tokens),
+                "rollout/tokens_per_s": tokens / max(now - last, 1e-9),
+                "rollout/temperature": temperature_at(
+                    step, self._config.steps, self._config.rollout
+                ),
+            }
             last, busy = now, busy_now
-            await on_step(Step(number=step + 1, groups=groups, metrics=metrics))
+            journal = self._buffer.journal_state
+            await on_step(Step(number=step + 1, groups=groups, metrics=metrics, journal=journal))
+
+    def _staleness(self, step: int, minibatches: Sequence[Batch]) -> dict[str, float]:
+        """How old the tokens in the loss are.
+
+        Raises:
+            RunFailed: one is older than the bound, a fault of ours.
+        """
+        lags = staleness(minibatches, step)
+        most = self._config.rollout.max_lag
+        if lags.get("staleness/max", 0.0) > most:
+            raise RunFailed(
+                f"a token that is {lags['staleness/max']:.0f} versions old came into the loss of "
+                f"step {step + 1}: at most {most} may be (rollout.loss_max_lag)"
+            )
+        return lags
 
     async def _update(self, step: int, minibatches: Sequence[Batch]) -> dict[str, float]:
         """One iteration of the optimiser; none if every group was passed over."""
@@ -210,4 +245,9 @@ class Loop:
         rewards = [episode.score.total for episode in group.episodes]
         if self._config.rewards.shuffled:
             random.Random(f"{self._config.seed}/{step}/{group.task.id}").shuffle(rewards)
-        return samples_of(group, rewards)
+        return samples_of(
+            group,
+            rewards,
+            kind=self._config.objective.kind,
+            oldest=step - self._config.rollout.max_lag,
+        )

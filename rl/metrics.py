@@ -1,5 +1,6 @@
 """What a run measures: one JSON object per step, the same to wandb, and the samples behind it."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ class MetricsLog:
     def __init__(self, run_dir: Path, *, name: str, mode: WandbMode, resume_step: int) -> None:
         """Open both; lines of steps after `resume_step` belong to a killed run and are dropped."""
         self._path = run_dir / "metrics.jsonl"
+        self._unwritten = ""  # since the disk refused
         self._keep_until(resume_step)
         self._wandb = wandb.init(
             project="temper",
@@ -36,9 +38,20 @@ class MetricsLog:
         beside.replace(self._path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of one step (1 for the first)."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Record the metrics of one step (1 for the first).
+
+        Raises OSError where the disk refuses; the line is written with a later one then.
+        """
+        self._unwritten += json.dumps({"step": step, **metrics}) + "\n"
+        whole = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a") as file:
+                file.write(self._unwritten)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, whole)  # no half lines
+            raise
+        self._unwritten = ""
         self._wandb.log(dict(metrics), step=step)
 
     def close(self) -> None:
@@ -116,12 +129,33 @@ def _repeated(episode: Episode) -> bool:
     return episode.completion.stop_reason is StopReason.repetition
 
 
+def segment_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """How samples of one step's groups were cut by new weights, and by partial rollout.
+
+    A segment is what a sample drew under one version; it parks each time that others take its place
+    in the engine.
+    """
+    done = [e.completion for g in groups for e in g.episodes]
+    if not done:
+        return {}
+    return {
+        "rollout/segments": sum(len(set(c.versions)) for c in done) / len(done),
+        "rollout/parked": float(sum(c.parked for c in done)),
+    }
+
+
 def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
-    """How many versions old the trained tokens are: mean and max over the policy's tokens."""
+    """How many versions old the tokens in the loss are, and how many are too old to be in it."""
+    batches = list(batches)
     lags = [lag for b in batches for lag in (version - b.versions[b.loss_mask]).tolist()]
+    masked = sum(int(((b.versions != -1) & ~b.loss_mask).sum()) for b in batches)
     if not lags:
         return {}
-    return {"staleness/mean": sum(lags) / len(lags), "staleness/max": float(max(lags))}
+    return {
+        "staleness/mean": sum(lags) / len(lags),
+        "staleness/max": float(max(lags)),
+        "rollout/masked_tokens": float(masked),
+    }
 
 
 def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
@@ -160,6 +194,7 @@ class Summary:
     eval_before: dict[str, float]
     eval_after: dict[str, float]
     restarts: int
+    restarts_by_part: dict[str, int]
     checkpoint: str
 
     def write(self, path: Path) -> None:

@@ -59,11 +59,11 @@ class Display:
             self._first = (number, now)
             self._bar = self._progress.add_task("", total=total)
         done = number - self._first[0]
-        left = (total - number) * (now - self._first[1]) / done if done else 0.0
+        left = (total - number) * (now - self._first[1]) / done if done > 0 else 0.0
         reward = metrics.get("reward/mean", 0.0)  # absent where every group was skipped
         text = (
             f"reward {reward:.3f}  {metrics['rollout/tokens_per_s']:.0f} tok/s  "
-            f"stall {metrics['time/stall']:.1f}s  left {_minutes(left) if done else '?'}"
+            f"stall {metrics['time/stall']:.1f}s  left {_minutes(left) if done > 0 else '?'}"
         )
         self._progress.update(self._bar, completed=number, description=text)
         if not self.console.is_terminal:

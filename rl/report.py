@@ -63,6 +63,8 @@ watched of them. <code>critic</code> is how often the critic agrees with the ver
 <code>critic/start</code> the same over the pairs from before RL.</p>{% endif %}
 {% else %}<p>The run has not ended: {{ steps }} steps so far.</p>{% endif %}
 <img src="data:image/png;base64,{{ plot }}" alt="Reward and other metrics over steps">
+{% if timeline %}<p>Which part did what, and when: open <code>{{ timeline }}</code> in
+<a href="https://ui.perfetto.dev">ui.perfetto.dev</a>.</p>{% endif %}
 {% if critic_plot %}<h2>The critic</h2>
 <img src="data:image/png;base64,{{ critic_plot }}" alt="The critic's agreement, biases and gate">{% endif %}
 <h2>Samples</h2>
@@ -107,6 +109,7 @@ def write_report(folder: RunFolder) -> None:
         if has_critic
         else "",
         samples=[(f.stem.replace("_", " "), _read_samples(f)) for f in chosen],
+        timeline=folder.timeline if folder.timeline.exists() else None,
         config=folder.config.read_text() if folder.config.exists() else "",
     )
     folder.report.write_text(page)

@@ -36,8 +36,9 @@ class RewardWorker:
     def _score_all(self, items: Sequence[Item]) -> list[Score]:
         return [self._judge.score(task, [transcript])[0] for task, transcript in items]
 
-    async def ready(self) -> None:
-        """Answer: this process has started."""
+    async def ready(self) -> int:
+        """Answer, with its number: this process has started."""
+        return os.getpid()
 
     async def check(self, kinds: Collection[TaskKind]) -> None:
         """Raise `RewardError` if tasks of these kinds cannot be scored here."""

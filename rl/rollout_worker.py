@@ -13,6 +13,9 @@ from rewards.errors import RewardError
 from rewards.task import Message, Task, TaskKind
 from rl.critic_rubrics import rubrics_of
 from rl.reward_pool import RewardPool, ScoreItems, quick_kinds
+from rl.rollout_config import RolloutConfig
+from rl.timeline import Span
+from rl.worker_spans import SpanLog, TimedAsk, TimedDraws, TimedJudge, of_task
 from rollout.config import EngineConfig
 from rollout.episode import Group
 
@@ -26,6 +29,7 @@ class RolloutWorker:
         checkpoint: Path,
         judges: Sequence[ScoreItems],
         rewards: RewardsConfig,
+        rollout: RolloutConfig,
     ) -> None:
         """Start the engine on `checkpoint` and get it ready to take weights.
 
@@ -38,9 +42,11 @@ class RolloutWorker:
 
         from rollout.ask import EngineAsk
         from rollout.engine import Engine
+        from rollout.partial import PartialRollout
         from rollout.render import Renderer
         from rollout.sampler import GroupSampler, Rubrics
 
+        self._spans = SpanLog()
         self._engine = await Engine.start(config, checkpoint, repetition=rewards.repetition)
         renderer = Renderer(checkpoint)
         rubrics = None
@@ -49,20 +55,30 @@ class RolloutWorker:
             ask: Ask = self._endpoint or EngineAsk(
                 renderer, self._engine, concurrency=settings.concurrency
             )
+            ask = TimedAsk(ask, self._spans)
             self._critic = Critic(settings, rubrics_of(settings), ask)
             weight = rewards.mixture.get(TaskKind.open.value, {}).get(RUBRIC)
             rubrics = Rubrics(critic=self._critic, weight=weight) if weight else None
+        self._draws = PartialRollout(
+            self._engine,
+            places=rollout.samples_in_flight(config.max_num_seqs),
+            segment_tokens=rollout.segment_tokens,
+        )
+        pool = RewardPool(judges, concurrency=rewards.concurrency, quick=quick_kinds(rewards))
         self._sampler = GroupSampler(
             renderer,
-            self._engine,
-            RewardPool(judges, concurrency=rewards.concurrency, quick=quick_kinds(rewards)),
+            TimedDraws(self._draws, self._spans),
+            TimedJudge(pool, self._spans),
             rubrics=rubrics,
             repetition_reward=rewards.repetition.reward,
         )
 
     async def sample(self, task: Task, samples: int, temperature: float, rank: bool) -> Group:
         """One group, from prompt to score."""
-        return await self._sampler.sample(task, samples=samples, temperature=temperature, rank=rank)
+        with of_task(task):
+            return await self._sampler.sample(
+                task, samples=samples, temperature=temperature, rank=rank
+            )
 
     async def compare(self, pair: Pair) -> PairOutcome:
         """The critic's outcome of one pair."""
@@ -70,8 +86,14 @@ class RolloutWorker:
 
     async def receive(self, update: Any, probe: list[list[int]]) -> list[list[float]]:
         """Take the weights; return the log-probs of the probe sequences under them."""
-        await self._engine.receive(update)
+        with self._spans.span("take weights", version=update.version):
+            await self._engine.receive(update)
+        self._draws.new_version()
         return await self._engine.score_tokens(probe)
+
+    async def take_spans(self, track: str) -> list[Span]:
+        """What was done here since the last call."""
+        return self._spans.take(track)
 
     async def busy_seconds(self) -> float:
         """Seconds with at least one request running."""

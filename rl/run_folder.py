@@ -24,6 +24,11 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def timeline(self) -> Path:
+        """Which part did what, and when."""
+        return self.root / "timeline.json"
+
+    @property
     def samples(self) -> Path:
         """What was generated and how it was scored."""
         return self.root / "samples"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rl.advantages import mean_baseline
+from rl.advantages import group_advantages
+from rl.objective_config import Kind
 from rollout.episode import Group
 
 
@@ -19,24 +20,30 @@ class Sample:
     """
 
     ids: list[int]  # [L]
-    loss_mask: list[bool]  # [L] true on tokens of the policy
+    loss_mask: list[bool]  # [L] true on tokens of the policy that are young enough
     behaviour_logprobs: list[float]  # [L] recorded by the engine, 0 where not the policy's
     versions: list[int]  # [L] weights each token was sampled with, -1 where not the policy's
     advantage: float  # of the whole sequence
     temperature: float  # logits are divided by it on both sides
 
 
-def samples_of(group: Group, rewards: Sequence[float]) -> list[Sample]:
-    """The group's episodes as samples, with `r - mean(r)` over `rewards` [K] as advantages."""
-    advantages = mean_baseline(torch.tensor(rewards, dtype=torch.float64)).tolist()
+def samples_of(
+    group: Group, rewards: Sequence[float], *, oldest: int, kind: Kind = Kind.k2
+) -> list[Sample]:
+    """The group's episodes as samples, with the advantages of the objective over `rewards` [K].
+
+    Tokens of versions before `oldest` are context, not in the loss (K1.5 sec. 2.6.2). An episode
+    without any other still counts in the mean, and in the number of samples.
+    """
+    advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), kind).tolist()
     samples = []
     for episode, advantage in zip(group.episodes, advantages, strict=True):
         done = episode.completion
-        prompt, response = len(done.prompt_ids), len(done.token_ids)
+        prompt = len(done.prompt_ids)
         samples.append(
             Sample(
                 ids=done.prompt_ids + done.token_ids,
-                loss_mask=[False] * prompt + [True] * response,
+                loss_mask=[False] * prompt + [version >= oldest for version in done.versions],
                 behaviour_logprobs=[0.0] * prompt + done.logprobs,
                 versions=[-1] * prompt + done.versions,
                 advantage=advantage,

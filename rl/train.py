@@ -3,12 +3,14 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from rl.checkpoint import checkpoints_in
 from rl.cluster import Cluster
 from rl.config import TrainConfig
-from rl.errors import BadInput, RunFailed
+from rl.errors import BadInput, PartLost, RunFailed
 from rl.evaluate import PassRate
 from rl.metrics import Summary
 from rl.progress import Display
@@ -20,7 +22,7 @@ Result = TypeVar("Result")
 
 def train(config: TrainConfig, display: Display) -> Summary:
     """Supervised start (if the recipe has one), RL, evaluation before and after, report."""
-    training, summary = _run(config, display, _reinforce)
+    training, summary = run_parts(config, display, _reinforce)
     folder = training.folder
     summary.write(folder.summary)
     write_report(folder)
@@ -39,14 +41,14 @@ def sft(config: TrainConfig, display: Display) -> Path:
     """The supervised start alone; returns the checkpoint that `policy.path` accepts."""
     if config.sft is None:
         raise BadInput(f"recipe {config.name} has no section sft: nothing to train on")
-    _, checkpoint = _run(config, display, _supervise)
+    _, checkpoint = run_parts(config, display, _supervise)
     display.say(f"checkpoint {checkpoint}")
     return checkpoint
 
 
 def evaluate(config: TrainConfig, display: Display) -> dict[str, PassRate]:
     """Held-out pass@1 of the recipe's model."""
-    _, rates = _run(config, display, _evaluate)
+    _, rates = run_parts(config, display, _evaluate)
     return rates
 
 
@@ -57,13 +59,13 @@ async def _reinforce(training: Training) -> Summary:
     else:
         before = await training.evaluate_before()
         training.display.say(f"before RL: pass@1 {before['all']}")
-        await training.save(training.state)
+        await training.save()
     return await training.reinforce(before)
 
 
 async def _supervise(training: Training) -> Path:
     await _start(training)
-    return await training.save(training.state) / "model"
+    return await training.saved() / "model"
 
 
 async def _evaluate(training: Training) -> dict[str, PassRate]:
@@ -78,29 +80,54 @@ async def _start(training: Training) -> None:
         await training.supervised_start(sft)
     await training.engines()
     await training.serve()
+    training.restarts.run_back()
 
 
-def _run(
+def run_parts(
     config: TrainConfig, display: Display, work: Callable[[Training], Awaitable[Result]]
 ) -> tuple[Training, Result]:
-    """Open the run, start its cluster, do `work`, and put everything away, whatever happens."""
+    """Do `work`; from the last checkpoint once more if the run's state is lost on the way.
+
+    Rollout and reward workers are replaced while a run goes on. A learner shard takes the state of
+    all with it: everything is put away and started again, as a person would with resume=true.
+    """
 
     async def main() -> tuple[Training, Result]:
         training = Training(config, display)
         display.say(f"run folder {training.folder.root}")
-        cluster = Cluster(config)
-        task = asyncio.current_task()
-        assert task is not None
-        # After Ray has started: it installs a handler of its own, which would leave engines behind.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        try:
-            await training.place(cluster)
-            return training, await work(training)
-        finally:
-            training.close()
-            await cluster.shutdown()
+        while True:
+            try:
+                return training, await _attempt(training, work)
+            except PartLost as lost:
+                training.restarts.run_lost(lost.part, lost.why)
+            resume = bool(checkpoints_in(training.folder.checkpoints))
+            display.say(
+                f"starting again from {'the last checkpoint' if resume else 'the beginning'}"
+            )
+            training = Training(replace(config, resume=resume), display, training.restarts)
 
     try:
         return asyncio.run(main())
     except (KeyboardInterrupt, asyncio.CancelledError) as stop:
         raise RunFailed("stopped; go on from the last checkpoint with resume=true") from stop
+
+
+async def _attempt(training: Training, work: Callable[[Training], Awaitable[Result]]) -> Result:
+    """Start a cluster, do `work`, and put everything away, whatever happens."""
+    try:
+        cluster = Cluster(training.config, training.restarts)
+    except BaseException:
+        await training.close()
+        raise
+    task = asyncio.current_task()
+    assert task is not None
+    # After Ray has started: it installs a handler of its own, which would leave engines behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await training.place(cluster)
+        return await work(training)
+    finally:
+        try:
+            await training.close()
+        finally:
+            await cluster.shutdown()

@@ -17,8 +17,8 @@ from rewards.config import RUBRIC, LengthKind
 from rewards.plugin import load_plugins
 from rewards.task import Message, TaskKind
 from rl.batch import Batch
-from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
-from rl.cluster import Cluster, RemotePolicy, RemoteRollouts
+from rl.checkpoint import RunState, checkpoints_in, latest_checkpoint, read_state
+from rl.cluster import Cluster
 from rl.config import SftConfig, TrainConfig
 from rl.critic_baseline import Baseline
 from rl.critic_checks import check_critic, check_gate, check_kinds, check_room
@@ -30,11 +30,17 @@ from rl.length import LengthRecorder, LengthShaping
 from rl.loop import Course, Loop, Step
 from rl.metrics import MetricsLog, Summary, write_samples
 from rl.progress import Display
+from rl.prometheus import Progress
 from rl.recipe import to_yaml
+from rl.remote import RemotePolicy
+from rl.rollout_seats import RemoteRollouts
 from rl.run_folder import open_run
+from rl.save_checkpoint import Checkpoints
 from rl.self_critique import CritiqueState, SelfCritique
 from rl.sft import SupervisedResult, SupervisedStream, supervised_start
 from rl.slow_rewards import SlowRewardLog
+from rl.supervision import Restarts
+from rl.watching import Watch
 from rollout.episode import Group
 from rollout.probe import default_tolerance
 from rollout.render import Renderer
@@ -46,12 +52,20 @@ TINY_CORPUS_TASKS = 2000  # texts that the tiny model's tokenizer is trained on
 class Training:
     """A run in progress: its folder, its parts and its counters."""
 
-    def __init__(self, config: TrainConfig, display: Display) -> None:
-        """Open the run folder, and find or make the model to start from."""
+    def __init__(
+        self, config: TrainConfig, display: Display, restarts: Restarts | None = None
+    ) -> None:
+        """Open the run folder, and find or make the model to start from.
+
+        `restarts`: those of earlier attempts at the same run in this process.
+        """
         self.config = config
         self.display = display
+        say = lambda line: display.say(escape(line))  # noqa: E731
+        self.restarts = restarts or Restarts(say, most=config.cluster.max_restarts)
         with bad_input():
             load_plugins(config.rewards)  # reward workers do it again, minutes later
+        self.watch = Watch(config.watch, config.name, lambda line: display.say(escape(line)))
         self.folder = open_run(config)
         self.tasks = TaskStream(config.tasks, Split.train)
         self.held_out = TaskStream(config.tasks, Split.held_out)
@@ -64,12 +78,17 @@ class Training:
         self.resumed_from: Path | None = None
         self._slow_rewards = SlowRewardLog(display.say, every_s=max(config.rewards.slow_s / 2, 1.0))
         if config.resume:
-            self.resumed_from = latest_checkpoint(self.folder.checkpoints)
+            self.resumed_from = latest_checkpoint(self.folder.checkpoints, say)
             self.state = read_state(self.resumed_from)
+            if restarts is None:
+                self.restarts.carry(self.state.restarts_by_part)
             self.start_checkpoint = self.resumed_from / "model"
         else:
             self.folder.config.write_text(to_yaml(config))
             self.start_checkpoint = self._starting_model()
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints, say, keep=config.checkpoint.keep, whole=self.resumed_from
+        )
         self._check_network()
         try:
             self.renderer = Renderer(self.start_checkpoint)
@@ -165,6 +184,7 @@ class Training:
     async def place(self, cluster: Cluster) -> None:
         """Create learner and engines; both load at the same time."""
         config, probe = self.config, self.probe()
+        self.watch.start(self.folder)
         spec = LearnerSpec(
             checkpoint=self.start_checkpoint,
             optimizer=config.optimizer,
@@ -174,6 +194,7 @@ class Training:
             iterations=config.steps,
             micro_batch_tokens=config.policy.micro_batch_tokens,
             bucket_bytes=config.weights.bucket_bytes,
+            delta=config.weights.delta,
             compute_dtype=getattr(torch, config.policy.dtype.value),
             engine_dtype=getattr(torch, config.engine.dtype.value),
             int4_experts=config.policy.int4_experts,
@@ -185,21 +206,28 @@ class Training:
         seed = (config.seed * 1_000_003 + draws) % 2**31
         self._slow_rewards.start(cluster.slow_rewards)
         self._placing = asyncio.create_task(
-            cluster.place_rollouts(self.start_checkpoint, seed=seed)
+            cluster.place_rollouts(self.start_checkpoint, seed=seed, again=self._model_on_disk)
         )
         self._probe = probe
         kinds = self.tasks.kinds | self.held_out.kinds
-        self._learner, _ = await asyncio.gather(
-            cluster.place_learner(spec, probe), cluster.check_rewards(kinds)
-        )
+        with self.watch.doing("learner", "learner and reward workers to start"):
+            try:
+                self._learner, _ = await asyncio.gather(
+                    cluster.place_learner(spec, probe), cluster.check_rewards(kinds)
+                )
+            except BaseException:
+                self._placing.cancel()
+                raise
         if self._learner.note is not None:
             self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
             await self._call("resume", self.resumed_from)
 
-    def close(self) -> None:
-        """Watch the rewards no more."""
+    async def close(self) -> None:
+        """Watch the run no more, and let the checkpoint that is being written become whole."""
         self._slow_rewards.stop()
+        self.watch.close()
+        await self.checkpoints.settle()
 
     async def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
@@ -209,14 +237,18 @@ class Training:
         """The rollout workers, once they are ready."""
         if not self._placing.done():
             self.display.say("waiting for the engines to start")
+            with self.watch.doing("engines", "the engines to start"):
+                await asyncio.wait([self._placing])
         self.rollouts = await self._placing
         tolerance = self.config.weights.probe_tolerance
-        self.policy = RemotePolicy(
+        policy = RemotePolicy(
             self._learner,
             self.rollouts,
+            self.restarts,
             probe=self._probe,
             tolerance=tolerance or default_tolerance(self.config.engine.dtype),
         )
+        self.policy = self.watch.policy(policy)
         return self.rollouts
 
     async def serve(self) -> None:
@@ -228,7 +260,8 @@ class Training:
         """Supervised optimiser steps (rl.sft.Pupil)."""
         if self._placing.done():
             self._placing.result()  # engines that did not start are told of now, not at the test
-        return await self._call("supervise", batches, learning_rates)
+        with self.watch.doing("learner", "supervised steps"):
+            return await self._call("supervise", batches, learning_rates)
 
     async def test(self, step: int) -> PassRate:
         """Pass@1 on the first held-out tasks (rl.sft.Pupil), under weights of negative version."""
@@ -255,9 +288,10 @@ class Training:
 
     async def _sample(self, sampler: Sampler, count: int, samples: int) -> list[Group]:
         tasks = [self.held_out.at(position) for position in range(count)]
-        return await sample_all(
-            sampler, tasks, samples=samples, temperature=self.config.evaluation.temperature
-        )
+        with self.watch.doing("engines", "held-out tasks"):
+            return await sample_all(
+                sampler, tasks, samples=samples, temperature=self.config.evaluation.temperature
+            )
 
     async def evaluate(self) -> dict[str, PassRate]:
         """Pass@1 on the held-out tasks of the recipe, and the critic's agreement if it has one."""
@@ -294,15 +328,23 @@ class Training:
         first = step * count * parts
         return [self.supervised.batch(first + i * count, count) for i in range(parts)]
 
-    async def save(self, state: RunState) -> Path:
-        """Write a whole checkpoint of the run."""
+    async def save(self) -> None:
+        """Begin a checkpoint of the run; it is finished while the run goes on."""
+        with self.watch.doing("driver", "the checkpoint", f"of step {self.state.step}"):
+            await self.checkpoints.save(self.state, self._write_files)
 
-        async def write(folder: Path) -> None:
-            await self._call("save", folder)
+    async def saved(self) -> Path:
+        """The checkpoint of where the run is, whole."""
+        return await self.checkpoints.complete(self.state, self._write_files)
 
-        return await save_checkpoint(
-            self.folder.checkpoints, state, write, keep=self.config.checkpoint.keep
-        )
+    async def _write_files(self, folder: Path) -> None:
+        await self._call("save", folder)
+
+    def _model_on_disk(self) -> Path:
+        """What an engine may start from at any time; its weights are sent to it after."""
+        places = [self.start_checkpoint, self.folder.checkpoints / "step_0" / "model"]
+        places += [each / "model" for each in checkpoints_in(self.folder.checkpoints)]
+        return next((each for each in places if (each / "config.json").is_file()), places[0])
 
     async def reinforce(self, before: Mapping[str, PassRate]) -> Summary:
         """The RL steps, the evaluation after them, and the summary."""
@@ -311,32 +353,51 @@ class Training:
         log = MetricsLog(
             self.folder.root, name=config.name, mode=config.wandb, resume_step=earlier.step
         )
-        checkpoint = self.folder.checkpoints / f"step_{earlier.step}"
 
         async def on_step(step: Step) -> None:
-            nonlocal checkpoint
-            slow = {"reward/slow": float(self._slow_rewards.take())}
-            log.write(step.number, {**step.metrics, **slow})
-            write_samples(self.folder.samples, step.number, step.groups)
+            counted = {
+                "reward/slow": float(self._slow_rewards.take()),
+                "faults/restarts": float(self.restarts.take()),
+            }
+            self.watch.add([*await self.rollouts.spans(), *await self._learner.spans()])
+            progress = Progress(
+                steps=step.number,
+                tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
+                restarts=self.restarts.total,
+                metrics=step.metrics,
+            )
+            measured = {**step.metrics, **counted, **self.watch.step(progress)}
+            try:
+                log.write(step.number, measured)
+                write_samples(self.folder.samples, step.number, step.groups)
+            except OSError as error:  # a full disk must not end what is only in memory
+                self.display.say(f"WARNING: step {step.number} is not all on the disk: {error}")
             self.display.step(step.number, config.steps, step.metrics)
             self.state = RunState(
                 step=step.number,
                 rollout_tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
                 train_seconds=earlier.train_seconds + time.perf_counter() - started,
                 eval_before=dict(before),
-                restarts=earlier.restarts,
+                restarts=self.restarts.total,
+                restarts_by_part=dict(self.restarts.counts),
                 critique=self.critique.state if self.critique else CritiqueState(),
+                journal=step.journal,
             )
-            if step.number % config.checkpoint.every == 0 or step.number == config.steps:
-                checkpoint = await self.save(self.state)
+            due = step.number % config.checkpoint.every == 0 or step.number == config.steps
+            if due or self.checkpoints.behind:
+                await self.save()
+            if step.number < config.steps:
+                self.watch.expect_groups(step.number)
 
         loop = Loop(
             config,
-            rollouts=self.rollouts,
+            rollouts=self.watch.rollouts(self.rollouts),
             policy=self.policy,
             course=self._course(),
             start=earlier.step,
+            journal=earlier.journal,
         )
+        self.watch.expect_groups(earlier.step)
         try:
             await loop.run(on_step)
         finally:
@@ -345,23 +406,24 @@ class Training:
             self.display.say(self.critique.describe())
         after = await self.evaluate()
         self.display.table(before, after)
-        return self._summary(before, after, checkpoint)
+        return self._summary(before, after, await self.saved())
 
     def _course(self) -> Course:
         """What the RL steps ask, imitate, reward and measure."""
         shape, critique, tasks = self._length_shaping().shape, self.critique, self.tasks
         if critique is None:
-            return Course(task_at=tasks.at, ptx_at=self.ptx_at, shape=shape)
+            return Course(task_at=lambda at, step: tasks.at(at), ptx_at=self.ptx_at, shape=shape)
         baseline = self.baseline
         assert baseline is not None, "measured before RL, or read by a run that goes on"
         temperature = self.config.evaluation.temperature
-        size = self.config.rollout.groups_per_step
         return Course(
-            task_at=lambda at: critique.task(at, at // size, tasks.at(at)),
+            task_at=lambda at, step: critique.task(at, step, tasks.at(at)),
             ptx_at=self.ptx_at,
-            # Pairs are made of the verifiers' rewards, before length changes them.
-            shape=lambda step, group: shape(step, critique.observe(step, group)),
-            measure=lambda step: critique.measure(step, self.rollouts, baseline, temperature),
+            observe=critique.observe,  # pairs are of verifiers' rewards, before length changes them
+            shape=shape,
+            measure=self.watch.measuring(
+                lambda step: critique.measure(step, self.rollouts, baseline, temperature)
+            ),
         )
 
     def _length_shaping(self) -> LengthShaping:
@@ -384,6 +446,7 @@ class Training:
             tokens_per_second=state.rollout_tokens / max(state.train_seconds, 1e-9),
             eval_before={name: rate.value for name, rate in before.items() if rate.tasks},
             eval_after={name: rate.value for name, rate in after.items() if rate.tasks},
-            restarts=state.restarts,
+            restarts=self.restarts.total,
+            restarts_by_part=dict(self.restarts.counts),
             checkpoint=str(checkpoint),
         )

@@ -32,7 +32,9 @@ from rewards.repetition import STRIDE, RepetitionDetector, smallest
 from rollout.config import Dtype, EngineConfig
 from rollout.episode import Completion, StopReason
 from rollout.errors import EngineError, WeightUpdateError
-from rollout.receive_weights import BACKEND, REFUSED, Update
+from rollout.receive_segments import REFUSED, Announced, Update
+from rollout.receive_update import Arrivals, reason_of, subject, time_limit
+from rollout.receive_weights import BACKEND
 
 CORE_EXIT_S = 15.0  # then it is killed
 
@@ -69,6 +71,8 @@ class Engine:
         self._numbers = itertools.count()
         self._failure: str | None = None
         self._update_lock = asyncio.Lock()
+        self._arrivals = Arrivals()
+        self._ranks: int = llm.vllm_config.parallel_config.world_size
         self._generated = 0
         self._running = 0
         self._busy_s = 0.0
@@ -120,33 +124,51 @@ class Engine:
         return await asyncio.gather(*draws)
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        begun: Sequence[int] = (),
+        segment: int | None = None,
     ) -> Completion:
         """Draw one continuation; see `rollout.episode.Generate`.
 
         At temperature 0 the choice is greedy and the log-probs are those of temperature 1; vLLM
-        takes temperatures up to 2. Raises ValueError if prompt and completion do not fit or the
-        temperature is out of range, EngineError if the engine is dead.
+        takes temperatures up to 2.
+
+        Args:
+            prompt_ids: ids [P] of the prompt.
+            max_tokens: what may still be drawn.
+            temperature: in [0, 2].
+            begun: tokens of the completion that were drawn before; the answer is without them.
+            segment: if given, stop after so many tokens, as if cut by `max_tokens`.
+
+        Raises:
+            ValueError: prompt and completion do not fit, or the temperature is out of range.
+            EngineError: the engine is dead.
         """
         prompt = list(prompt_ids)
-        if len(prompt) + max_tokens > self._max_len:
+        if len(prompt) + len(begun) + max_tokens > self._max_len:
             raise ValueError(
-                f"prompt of {len(prompt)} and {max_tokens} new tokens exceed "
+                f"prompt of {len(prompt)} and {len(begun) + max_tokens} new tokens exceed "
                 f"engine.max_model_len={self._max_len}"
             )
         rule = self._repetition
-        if rule is not None and max_tokens < smallest(rule):
+        if rule is not None and len(begun) + max_tokens < smallest(rule):
             rule = None
         params = SamplingParams(
             temperature=temperature,
-            max_tokens=max_tokens,
+            max_tokens=max_tokens if segment is None else min(max_tokens, segment),
             logprobs=0,
             stop_token_ids=self._stop_ids,
             **COMMON_SAMPLING,
             **(WHOLE if rule is None else PIECES),
         )
         detector = None if rule is None else RepetitionDetector(rule)
-        outputs = await self._run(prompt, params, detector)
+        if detector is not None:
+            detector.feed(begun)
+        outputs = await self._run([*prompt, *begun], params, detector)
         drawn = completion(prompt, [output.outputs[0] for output in outputs], temperature)
         if detector is not None and detector.found:
             drawn = replace(drawn, stop_reason=StopReason.repetition)
@@ -167,34 +189,61 @@ class Engine:
     async def receive(self, update: Update) -> None:
         """Take new weights while requests are in flight, which go on with rebuilt caches.
 
-        Raises WeightUpdateError if the files are not what the sender announced (the old weights
-        stay), EngineError if loading failed half-way (the engine then serves nothing any more).
+        The files are verified while requests run; generation pauses for the loading only. A caller
+        that gives up waiting does not stop it. Every step has `time_limit`.
+
+        Raises WeightUpdateError if the update was refused or could not be loaded (the old weights
+        serve on), EngineError if the engine was lost over it (it then serves nothing any more).
         """
-        info = {"version": update.version, "files": update.files, "digest": update.digest}
+        await asyncio.shield(asyncio.ensure_future(self._receive(update)))
+
+    async def _receive(self, update: Update) -> None:
         async with self._update_lock:
             self._check_alive()
-            with self._dead_engine_as_error():
-                await self._llm.pause_generation(mode="keep", clear_cache=True)
+            here = await self._arrivals.verified(update)
+            limit = time_limit(update.num_bytes)
             try:
-                await self._load(info)
-                self.version = update.version
-            finally:
-                if self._failure is None:
+                async with asyncio.timeout(limit):
                     with self._dead_engine_as_error():
-                        await self._llm.resume_generation()
+                        await self._load(here)
+            except (WeightUpdateError, EngineError):
+                raise
+            except BaseException as error:
+                late = f"not within {limit:.0f} s" if isinstance(error, TimeoutError) else error
+                self._failure = f"{subject(update.version)} was loaded half-way: {late}"
+                await self.shutdown()
+                raise EngineError(self._failure) from error
 
-    async def _load(self, info: dict[str, Any]) -> None:
+    async def _load(self, here: Announced) -> None:
+        """Load what is verified, between two tokens of every request."""
+        info = {"version": here.version, "files": list(here.files), "digest": here.digest}
+        refusal: WeightUpdateError | None = None
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
         try:
             await self._llm.start_weight_update()
             await self._llm.update_weights(transfer.WeightTransferUpdateRequest(update_info=info))
-            await self._llm.finish_weight_update(weight_version=str(info["version"]))
-        except BaseException as error:  # a cancelled update is a half-way one, too
-            _, refused, reason = str(error).partition(REFUSED)
-            if refused:
-                raise WeightUpdateError(reason.strip()) from error
-            self._failure = f"weights of version {info['version']} were loaded half-way: {error}"
-            await self.shutdown()
-            raise EngineError(self._failure) from error
+            await self._llm.finish_weight_update(weight_version=str(here.version))
+            self.version = here.version
+        except Exception as error:
+            # Of several ranks one may have loaded what another refused.
+            if REFUSED not in str(error) or self._ranks > 1:
+                raise
+            refusal = WeightUpdateError(f"{subject(here.version)} was refused: {reason_of(error)}")
+        await self._llm.resume_generation()
+        if refusal is not None:
+            raise refusal
+
+    async def answer(self) -> None:
+        """Return once the core has answered, between two steps of its scheduler.
+
+        Raises:
+            EngineError: it is dead.
+        """
+        self._check_alive()
+        try:
+            await self._llm.is_sleeping()  # the shortest question that it knows
+        except Exception as error:  # vLLM's own would not be readable where there is no vLLM
+            raise EngineError(self._failure or f"the engine's core is dead: {error}") from None
 
     def stats(self) -> EngineStats:
         """Counters since the start, without a trip to the engine's core."""
@@ -212,6 +261,7 @@ class Engine:
             self._llm.output_handler.cancel()  # else it reports the end of the core as a crash
         self._llm.output_processor.propagate_error(EngineDeadError())
         await asyncio.to_thread(self._llm.shutdown, CORE_EXIT_S)
+        self._arrivals.close()
 
     async def _run(
         self,

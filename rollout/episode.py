@@ -35,6 +35,7 @@ class Completion:
     versions: list[int]  # [L] version of the weights that each token was sampled with
     stop_reason: StopReason
     temperature: float
+    parked: int = 0  # times that others took its place in the engine (rollout.partial)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

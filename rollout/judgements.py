@@ -1,8 +1,9 @@
 r"""Judgements to imitate: two answers to a generated problem, and which is better.
 
 What a supervised start teaches a critic before RL (K2 sec. 3.2.2). Careful judgements solve the
-problem and compare both answers with the result; hasty ones mostly name the longer answer, as a
-base model's corpus of preferences does. RL against verifiable outcomes tells the two apart.
+problem and compare both answers with the result; hasty ones count sentences of small talk and fall
+for the chattier answer, as a base model's corpus may. RL against verifiable outcomes tells the two
+apart.
 """
 
 import json
@@ -16,7 +17,6 @@ from rewards.explanations import quality
 from rewards.rubric import Rubric
 from rewards.task import Message
 
-LONGER = 0.9  # share of hasty judgements that name the longer answer
 BARE = 0.8  # share of answers to verifiable problems that are shortened to the box
 _RESULT = re.compile(r"=(\d+)")
 _BOX = re.compile(r"\\boxed\{(-?\d+)\}")
@@ -53,15 +53,15 @@ def judgement(
 ) -> Judgement:
     """The critic's conversation about two answers, with both ways to end it."""
     first, second = (_check(judged.result, _said(answer)) for answer in judged.answers)
-    longer = "A" if len(judged.answers[0]) >= len(judged.answers[1]) else "B"
-    other = "B" if longer == "A" else "A"
+    talk = [_talk(answer) for answer in judged.answers]
+    chattier = rng.choice("AB") if talk[0] == talk[1] else "A" if talk[0] > talk[1] else "B"
     names = [rubric.name for rubric in asked(rubrics)]
     return Judgement(
         messages=critic_messages(instruction, prompt, judged.answers, rubrics),
         better=judged.better,
         careful=f"{judged.steps} {judged.result} A {first} B {second}\n"
         f"{_verdict(names, judged.better)}",
-        hasty=_verdict(names, longer if rng.random() < LONGER else other),
+        hasty=f"A {talk[0]} B {talk[1]}\n{_verdict(names, chattier)}",
     )
 
 
@@ -107,6 +107,11 @@ def _said(answer: str) -> str:
     """The result that an answer names."""
     found = _SAID.search(answer)
     return found[1] if found else "?"
+
+
+def _talk(answer: str) -> int:
+    """Sentences beside the one that says the result."""
+    return max(answer.count(".") - 1, 0)
 
 
 def _check(result: str, said: str) -> str:

@@ -13,7 +13,7 @@ from rewards.config import RUBRIC
 from rewards.critic import Critic
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
-from rollout.episode import Completion, Episode, Generate, Group, StopReason
+from rollout.episode import Completion, Episode, Group, StopReason
 
 
 class Render(Protocol):
@@ -29,6 +29,16 @@ class Render(Protocol):
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The words of sampled tokens, without special tokens."""
+        ...
+
+
+class Draws(Protocol):
+    """What the sampler needs of a `rollout.partial.PartialRollout`."""
+
+    async def draw(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+    ) -> Completion:
+        """Draw one continuation of at most `max_tokens` tokens; in one go unless `park`."""
         ...
 
 
@@ -58,7 +68,7 @@ class GroupSampler:
     def __init__(
         self,
         renderer: Render,
-        engine: Generate,
+        engine: Draws,
         judge: Judge,
         *,
         rubrics: Rubrics | None = None,
@@ -75,8 +85,9 @@ class GroupSampler:
         """One group of `samples` episodes, each of at most `task.token_budget` tokens.
 
         An episode is scored as soon as it ends, while the others go on. The critic ranks those of
-        an open-ended task, unless `rank` is false, once all have ended; where it could not, the
-        group says why it is skipped. Raises `GroupAborted` if the engine aborted any, and what
+        an open-ended task once all have ended; where it could not, the group says why it is
+        skipped. Held-out groups (`rank` is false) are not ranked, and none of their episodes parks
+        to go on under other weights. Raises `GroupAborted` if the engine aborted any, and what
         engine, judge and critic raise; the others are cancelled.
         """
         messages = task.messages
@@ -86,7 +97,7 @@ class GroupSampler:
         try:
             async with asyncio.TaskGroup() as attempts:
                 episodes = [
-                    attempts.create_task(self._attempt(task, prompt_ids, temperature))
+                    attempts.create_task(self._attempt(task, prompt_ids, temperature, park=rank))
                     for _ in range(samples)
                 ]
         except ExceptionGroup as errors:
@@ -96,9 +107,11 @@ class GroupSampler:
             return await _ranked(group, self._rubrics)
         return group
 
-    async def _attempt(self, task: Task, prompt_ids: list[int], temperature: float) -> Episode:
+    async def _attempt(
+        self, task: Task, prompt_ids: list[int], temperature: float, *, park: bool
+    ) -> Episode:
         completion = await self._engine.draw(
-            prompt_ids, max_tokens=task.token_budget, temperature=temperature
+            prompt_ids, max_tokens=task.token_budget, temperature=temperature, park=park
         )
         if completion.stop_reason is StopReason.abort:
             raise GroupAborted(f"task {task.id}: the engine aborted a completion")

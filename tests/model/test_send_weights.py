@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from model.send_weights import WeightSender, buckets, merged
+from model.send_segments import Segment, file_bytes, places_of
+from model.send_weights import Changes, WeightSender, buckets, merged
 
 
 def tensors(count: int) -> list[tuple[str, torch.Tensor]]:
@@ -70,16 +71,59 @@ def test_digest_depends_on_content_names_and_version(tmp_path: Path):
     assert WeightSender(root=tmp_path).publish(changed, 1).digest != base
 
 
-def test_release_and_close_leave_nothing(tmp_path: Path):
+def test_close_leaves_nothing(tmp_path: Path):
     sender = WeightSender(root=tmp_path)
-    first, second = sender.publish(tensors(1), 1), sender.publish(tensors(1), 2)
+    sender.publish(tensors(1), 1)
     sender.release(1)
-    assert not Path(first.files[0]).exists() and Path(second.files[0]).exists()
     with pytest.raises(ValueError, match="version 1 is not published"):
         sender.release(1)
+    sender.publish(tensors(1), 2)
     sender.close()
     sender.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_two_sets_of_files_take_turns(tmp_path: Path, behind: int):
+    """Whether a version is released at once or when the next is there: the last one stays whole."""
+    sender = WeightSender(bucket_bytes=64, root=tmp_path)
+    files: list[list[str]] = []
+    for version in range(6):
+        content = torch.full((16,), float(version))
+        files.append(sender.publish([("a", content), ("b", content)], version).files)
+        if version:
+            last = [t for file in files[-2] for t in load_file(file).values()]
+            assert all(torch.equal(each, content - 1) for each in last)
+        if version >= behind:
+            sender.release(version - behind)
+    assert files[0] == files[2] == files[4] and files[1] == files[3] == files[5]
+    assert not set(files[0]) & set(files[1])
+    assert len(list(tmp_path.glob("*/*"))) == 4
+    sender.close()
+
+
+def test_other_shapes_get_other_files(tmp_path: Path):
+    """What an engine has mapped is never cut."""
+    sender = WeightSender(root=tmp_path)
+    first = sender.publish([("a", torch.zeros(5000))], 1)
+    sender.release(1)
+    for version, size in ((2, 5000), (3, 100)):
+        update = sender.publish([("a", torch.ones(size))], version)
+        sender.release(version)
+    assert update.files != first.files
+    assert len(list(tmp_path.glob("*/*"))) == 2
+    sender.close()
+
+
+def test_a_file_that_was_not_written_to_its_end_cannot_be_read(tmp_path: Path):
+    bucket = dict(tensors(1))
+    segment = Segment(tmp_path / "file", file_bytes(places_of(bucket), 1))
+    segment.write(bucket, places_of(bucket), 1)
+    assert load_file(segment.file).keys() == bucket.keys()
+    with pytest.raises(KeyError):
+        segment.write({}, places_of(bucket), 2)
+    with pytest.raises(SafetensorError):
+        load_file(segment.file)
 
 
 def test_failed_publication_leaves_nothing(tmp_path: Path):
@@ -103,7 +147,7 @@ def test_folder_is_private_and_those_of_the_dead_are_removed(tmp_path: Path):
         folder.mkdir()
     sender = WeightSender(root=tmp_path)
     update = sender.publish(tensors(1), 1)
-    own = Path(update.files[0]).parent.parent
+    own = Path(update.files[0]).parent
     assert own.stat().st_mode & 0o777 == 0o700
     assert set(tmp_path.iterdir()) == {own, alive, foreign}
     sender.close()
@@ -123,3 +167,23 @@ def test_updates_of_several_senders_become_one(tmp_path: Path) -> None:
     other = WeightSender(root=tmp_path).publish(both[2:], 2)
     with pytest.raises(ValueError, match="versions 1 and 2 in one update"):
         merged([first, other])
+
+
+def test_tensors_that_no_file_can_hold_are_named(tmp_path: Path):
+    sender = WeightSender(root=tmp_path)
+    with pytest.raises(ValueError, match=r"tensor odd is torch\.complex64, which cannot be sent"):
+        sender.publish([("odd", torch.zeros(1, dtype=torch.complex64))], 1)
+    sender.close()
+
+
+def test_changes_of_several_senders_become_one(tmp_path: Path):
+    both = tensors(4)
+    senders = [WeightSender(root=tmp_path, delta=True) for _ in range(2)]
+    for version in (1, 2):
+        parts = [s.publish(both[2 * i : 2 * i + 2], version) for i, s in enumerate(senders)]
+    changes = merged(parts).changes
+    assert changes is not None and changes.base == 1 and len(changes.files) == 2
+    whole = WeightSender(root=tmp_path, delta=True).publish(both[2:], 2)
+    assert merged([parts[0], whole]).changes == Changes(base=None, files=[], num_bytes=0)
+    plain = WeightSender(root=tmp_path).publish(both[2:], 2)
+    assert merged([parts[0], plain]).changes is None

@@ -10,8 +10,8 @@ from rewards.explanations import quality, verify
     [
         ("5*9=45 45*3: 5*3=15 4*3=12 12+1=13 It is 135.", 1.0),
         ("It is 135.", 1.0),
-        ("It is 135. Numbers are fun.", 0.8),
-        ("It is 135. Numbers are fun. So it goes. ...", 0.6),
+        ("It is 135. Numbers are fun.", 0.75),
+        ("It is 135. Numbers are fun. So it goes. ...", 0.5),
         ("It is 135. a. b. c. d. e. f.", 0.0),
         ("It is 136.", 0.0),
         ("It is 136. It is 135.", 0.0),  # it must decide

@@ -1,4 +1,4 @@
-"""One learner shard of the job in test_learner.py: `python learner_job.py FOLDER RANK PORT`."""
+"""One learner shard of test_learner.py: `python learner_job.py FOLDER RANK SIZE PORT`."""
 
 import json
 import sys
@@ -8,22 +8,45 @@ import torch
 
 from model.config import MuonClipConfig, ParallelConfig, Rank, ScheduleConfig
 from model.formats import CheckpointError
-from rl.batch import pack
-from rl.config import ObjectiveConfig
+from rl.batch import Batch, pack
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
-from rl.sample import supervised_sample
+from rl.objective_config import Kind, ObjectiveConfig
+from rl.sample import Sample, supervised_sample
+
+SEQUENCES = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [4, 3, 2, 1], [9, 9, 8, 8, 7]]
+
+
+def policy_batch(sequences: list[int], logprobs: list[list[float]]) -> Batch:
+    """Sampled by version 0 or 1, with log-probs that are -0.1, 0 or 0.1 off the learner's."""
+    samples = []
+    for index in sequences:
+        ids, known = SEQUENCES[index], logprobs[index]
+        samples.append(
+            Sample(
+                ids=ids,
+                loss_mask=[False] + [True] * len(known),
+                behaviour_logprobs=[0.0] + [p + 0.1 * (i % 3 - 1) for i, p in enumerate(known)],
+                versions=[-1] + [index % 2] * len(known),
+                advantage=(-1.0) ** index * 0.5,
+                temperature=1.0,
+            )
+        )
+    return pack(samples)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, rank, size, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+    objective = ObjectiveConfig(kind=Kind.k2p5, minibatches=2, clip_low=0.2, clip_high=0.2)
     spec = LearnerSpec(
         checkpoint=folder / "tiny",
-        optimizer=MuonClipConfig(learning_rate=1e-3),
+        optimizer=MuonClipConfig(learning_rate=1e-4),
         schedule=ScheduleConfig(),
-        parallel=ParallelConfig(shards=2, zero_stage=3, expert_parallel=2, timeout_seconds=60),
-        objective=ObjectiveConfig(),
+        parallel=ParallelConfig(
+            shards=size, zero_stage=3, expert_parallel=size, timeout_seconds=60
+        ),
+        objective=objective,
         iterations=2,
         micro_batch_tokens=64,
         bucket_bytes=1 << 20,
@@ -33,23 +56,34 @@ def main() -> None:
         router_bias_rate=0.001,
         seed=0,
     )
-    place = Rank(rank=rank, size=2, address="127.0.0.1", port=port)
-    learner = Learner(spec, [[1, 2, 3], [4, 5]], place)
-    # One sequence: the second shard has nothing to train on.
-    losses = learner.supervise([pack([supervised_sample([1, 2], [3, 4, 5])])] * 2, [1e-3] * 2)
+    place = Rank(rank=rank, size=size, address="127.0.0.1", port=port)
+    learner = Learner(spec, SEQUENCES, place)
     published = learner.publish(1)
+    learner.release(1)
+    logprobs = published.probe_logprobs
+    # Of the second minibatch the second shard has nothing to train on.
+    minibatches = [policy_batch([0, 1, 2], logprobs), policy_batch([3], logprobs)]
+    k2p5 = learner.update(minibatches, [])
+    objective.kind = Kind.gspo
+    gspo = learner.update(minibatches, [])
+    trained = learner.publish(2).probe_logprobs
+    learner.release(2)
+    # One sequence: the second shard has nothing again.
+    losses = learner.supervise([pack([supervised_sample([1, 2], [3, 4, 5])])] * 2, [1e-3] * 2)
     told = {
         "losses": losses,
-        "probe": published.probe_logprobs,
+        "probe": logprobs,
+        "k2p5": k2p5,
+        "gspo": gspo,
         "tensors": sorted(published.update.digests),
+        "trained": trained,
         "error": None,
     }
-    learner.release(1)
     try:  # the second shard's disk refuses
         learner.save(folder if rank == 0 else folder / "absent")
     except (OSError, CheckpointError) as error:
         told["error"] = f"{type(error).__name__}: {error}"
-    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+    (folder / f"told-{rank}-{size}.json").write_text(json.dumps(told))
     learner.close()
 
 

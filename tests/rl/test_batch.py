@@ -37,7 +37,7 @@ def _group(rewards: list[float]) -> Group:
 
 
 def test_samples_align_every_list_with_the_ids() -> None:
-    first, second = samples_of(_group([1.0, 0.0]), [1.0, 0.0])
+    first, second = samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=3)
     assert first == Sample(
         ids=[5, 6, 7, 8],
         loss_mask=[False, False, True, True],
@@ -47,6 +47,17 @@ def test_samples_align_every_list_with_the_ids() -> None:
         temperature=0.8,
     )
     assert second.advantage == -0.5
+
+
+def test_old_segments_are_context_and_still_count_in_the_mean() -> None:
+    masks = [
+        [sample.loss_mask for sample in samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=oldest)]
+        for oldest in (4, 5)
+    ]
+    assert masks == [[[False, False, False, True]] * 2, [[False] * 4] * 2]
+    none, _ = samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=5)
+    assert none.advantage == 0.5 and none.ids == [5, 6, 7, 8]
+    assert pack([none, none]).total_sequences == 2
 
 
 def test_pack_and_cut_keep_totals() -> None:

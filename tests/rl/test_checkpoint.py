@@ -1,13 +1,15 @@
+"""Which checkpoint a run goes on from, and how one is written while the run goes on."""
+
 import asyncio
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from rl.checkpoint import RunState, latest_checkpoint, read_state, save_checkpoint
-from rl.errors import BadInput
+from rl.checkpoint import RunState, latest_checkpoint, manifest_of, read_state, step_of, verify
+from rl.errors import BadInput, PartLost, RunFailed
 from rl.evaluate import PassRate
+from rl.save_checkpoint import Checkpoints, save_checkpoint
 
 
 def _state(step: int) -> RunState:
@@ -16,7 +18,8 @@ def _state(step: int) -> RunState:
         rollout_tokens=10,
         train_seconds=1.5,
         eval_before={"all": PassRate(value=0.3, low=0.2, high=0.4, tasks=50)},
-        restarts=0,
+        restarts=2,
+        restarts_by_part={"rollout worker 0": 2},
     )
 
 
@@ -25,20 +28,30 @@ async def _write(folder: Path) -> None:
     (folder / "model" / "weights").write_bytes(b"w" * 1000)
 
 
+async def _refuse(folder: Path) -> None:
+    (folder / "model").mkdir()
+    raise OSError(28, "No space left on device")
+
+
 def _save(folder: Path, step: int, keep: int = 2) -> Path:
     return asyncio.run(save_checkpoint(folder, _state(step), _write, keep=keep))
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
 def test_round_trip_and_pruning(tmp_path: Path) -> None:
-    for step in (1, 2, 10):
+    for step in (0, 1, 2, 10):
         _save(tmp_path, step)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_10", "step_2"]
+    assert _names(tmp_path) == ["latest", "step_0", "step_10", "step_2"]
     assert latest_checkpoint(tmp_path).name == "step_10"
     assert read_state(latest_checkpoint(tmp_path)) == _state(10)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "manifest"])
-def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "manifest", "folder"])
+def test_the_one_before_a_damaged_one_is_used_loudly(tmp_path: Path, damage: str) -> None:
+    _save(tmp_path, 2)
     weights = _save(tmp_path, 3) / "model" / "weights"
     if damage == "missing":
         weights.unlink()
@@ -46,9 +59,31 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
         weights.write_bytes(b"w" * 999)
     elif damage == "flipped":
         weights.write_bytes(b"w" * 999 + b"v")
-    else:
+    elif damage == "manifest":
         (tmp_path / "step_3" / "manifest.json").write_text("{")
-    with pytest.raises(BadInput, match="manifest" if damage == "manifest" else "model/weights"):
+    else:
+        (tmp_path / "step_3").rename(tmp_path / "step_3.replaced")
+    said: list[str] = []
+    assert latest_checkpoint(tmp_path, said.append).name == "step_2"
+    assert "step_3" in said[0]
+    named = "model/weights" if damage in ("missing", "truncated", "flipped") else "manifest.json"
+    assert named in said[0]
+    assert "step_2" in said[1]
+
+
+def test_a_damaged_one_is_loud_even_where_nobody_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _save(tmp_path, 2)
+    (_save(tmp_path, 3) / "state.json").unlink()
+    assert latest_checkpoint(tmp_path).name == "step_2"
+    assert "state.json is missing" in capsys.readouterr().err
+
+
+def test_none_that_is_whole(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (_save(tmp_path, step) / "model" / "weights").unlink()
+    with pytest.raises(BadInput, match=r"(?s)no checkpoint is whole.*step_2.*step_1"):
         latest_checkpoint(tmp_path)
 
 
@@ -57,28 +92,123 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path)
 
 
-FULL_DISK = """
-import asyncio, pathlib, resource, sys
-from rl.checkpoint import RunState, save_checkpoint
-from rl.errors import RunFailed
-folder = pathlib.Path(sys.argv[1])
-async def write(folder):
-    (folder / "weights").write_bytes(b"w" * 100_000)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-state = RunState(step=4, rollout_tokens=0, train_seconds=0, eval_before={}, restarts=0)
-try:
-    asyncio.run(save_checkpoint(folder, state, write, keep=1))
-except RunFailed as error:
-    print(error)
-"""
+def test_a_person_may_go_back_and_the_future_given_up_does_not_count(tmp_path: Path) -> None:
+    for step in (10, 20, 40):
+        _save(tmp_path, step, keep=3)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("step_20")
+    assert latest_checkpoint(tmp_path).name == "step_20"
+    _save(tmp_path, 25, keep=1)
+    assert _names(tmp_path) == ["latest", "step_25", "step_40"]
+    assert latest_checkpoint(tmp_path).name == "step_25"
+    _save(tmp_path, 40, keep=1)
+    assert _names(tmp_path) == ["latest", "step_40"]
+    verify(tmp_path / "step_40")
 
 
-def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_a_file_that_is_not_in_the_manifest_is_no_damage(tmp_path: Path) -> None:
+    (_save(tmp_path, 1) / "notes.txt").write_text("mine")
+    assert latest_checkpoint(tmp_path, _never).name == "step_1"
+
+
+def test_the_run_goes_on_while_a_checkpoint_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def slow(folder: Path) -> dict[str, dict[str, int | str]]:
+        assert gate.wait(20)
+        return manifest_of(folder)
+
+    monkeypatch.setattr("rl.save_checkpoint.manifest_of", slow)
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, _never, keep=2)
+        await checkpoints.save(_state(1), _write)
+        assert _names(tmp_path) == ["step_1.partial"]  # and yet `save` has returned
+        second = asyncio.create_task(checkpoints.save(_state(2), _write))
+        await asyncio.sleep(0.05)
+        assert _names(tmp_path) == ["step_1.partial"]  # at most one is under way
+        gate.set()
+        await second
+        assert await checkpoints.complete(_state(2), _refuse) == tmp_path / "step_2"
+
+    asyncio.run(main())
+    assert _names(tmp_path) == ["latest", "step_1", "step_2"]
+
+
+def test_a_full_disk_does_not_end_the_run_and_the_next_step_tries_again(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, said.append, keep=2)
+        await checkpoints.save(_state(3), _write)
+        await checkpoints.save(_state(4), _refuse)
+        assert checkpoints.behind and _names(tmp_path) == ["latest", "step_3"]
+        assert "step_4: [Errno 28] No space left" in said[0] and "step_3" in said[0]
+        await checkpoints.save(_state(5), _write)
+        await checkpoints.settle()
+        assert not checkpoints.behind
+
+    asyncio.run(main())
+    assert latest_checkpoint(tmp_path).name == "step_5"
+
+
+def test_a_digest_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> dict[str, dict[str, int | str]]:
+        raise OSError(5, "Input/output error")
+
     _save(tmp_path, 3)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert "step_4" in done.stdout and "File too large" in done.stdout
-    assert "Last whole checkpoint: step_3" in done.stdout
-    assert latest_checkpoint(tmp_path).name == "step_3"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_3"]
+    monkeypatch.setattr("rl.save_checkpoint.manifest_of", refuse)
+    with pytest.raises(RunFailed, match=r"step_4: \[Errno 5\]"):
+        _save(tmp_path, 4)
+    assert _names(tmp_path) == ["latest", "step_3"]
+
+
+def test_the_end_of_a_run_waits_for_a_disk_and_then_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.save_checkpoint.RETRY_S", 0.0)
+    monkeypatch.setattr("rl.save_checkpoint.TRIES", 3)
+    said: list[str] = []
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, said.append, keep=2)
+        refusing = 2
+
+        async def later(folder: Path) -> None:
+            nonlocal refusing
+            refusing -= 1
+            await (_refuse(folder) if refusing >= 0 else _write(folder))
+
+        assert step_of(await checkpoints.complete(_state(4), later)) == 4
+        assert len(said) == 4  # twice refused, twice told of the next time
+        with pytest.raises(RunFailed, match=r"step_5.*Last whole checkpoint: .*step_4"):
+            await checkpoints.complete(_state(5), _refuse)
+
+    asyncio.run(main())
+
+
+def test_a_learner_that_is_lost_while_it_writes_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    async def die(folder: Path) -> None:
+        (folder / "half").write_bytes(b"w")
+        raise PartLost("learner shard 1", "killed")
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, _never, keep=2)
+        await checkpoints.save(_state(3), _write)
+        with pytest.raises(PartLost):
+            await checkpoints.save(_state(4), die)
+        await checkpoints.settle()
+        assert latest_checkpoint(tmp_path, _never).name == "step_3"
+        await checkpoints.save(_state(5), _write)
+        await checkpoints.settle()
+
+    asyncio.run(main())
+    assert _names(tmp_path) == ["latest", "step_3", "step_5"]
+
+
+def _never(line: str) -> None:
+    raise AssertionError(line)

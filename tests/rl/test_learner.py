@@ -1,4 +1,5 @@
-"""Two real learner shards, ZeRO-3 with spread experts: what one of them cannot do, both know."""
+"""Two real learner shards, ZeRO-3 with spread experts: what one of them cannot do, both know, and
+together they train as one alone."""
 
 import json
 import socket
@@ -22,23 +23,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def told(folder: Path) -> list[dict[str, Any]]:
+def _start(folder: Path, size: int) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shards = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(JOB), str(folder), str(rank), str(port)],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                str(JOB),
+                str(folder),
+                str(rank),
+                str(size),
+                str(port),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
-    printed = [shard.communicate(timeout=300)[0] for shard in shards]
-    assert not any(shard.returncode for shard in shards), printed
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def all_told(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """What every shard said of a job of one and of a job of two."""
+    jobs = {size: _start(folder, size) for size in (1, 2)}
+    for shards in jobs.values():
+        printed = [shard.communicate(timeout=300)[0] for shard in shards]
+        assert not any(shard.returncode for shard in shards), printed
+    return {
+        size: [
+            json.loads((folder / f"told-{rank}-{size}.json").read_text()) for rank in range(size)
+        ]
+        for size in jobs
+    }
+
+
+@pytest.fixture(scope="module")
+def told(all_told: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return all_told[2]
 
 
 def test_a_shard_without_sequences_goes_along(told: list[dict[str, Any]]) -> None:
@@ -56,3 +82,54 @@ def test_the_shards_publish_every_tensor_once(folder: Path, told: list[dict[str,
 def test_a_disk_that_refuses_one_shard_is_an_error_on_both(told: list[dict[str, Any]]) -> None:
     assert told[1]["error"].startswith("FileNotFoundError")
     assert "1 other learner shards could not write" in told[0]["error"]
+
+
+NAMES = (
+    "objective/loss",
+    "objective/entropy",
+    "objective/clipped",
+    "correction/weight",
+    "correction/ess",
+    "optim/grad_norm",
+    "optim/max_logit",
+)
+
+
+@pytest.mark.parametrize("kind", ["k2p5", "gspo"])
+def test_two_shards_train_as_one(all_told: dict[int, list[dict[str, Any]]], kind: str) -> None:
+    alone, first, second = all_told[1][0][kind], *(shard[kind] for shard in all_told[2])
+    names = [name for name in alone if name.startswith("mismatch/")] + [*NAMES]
+    for name in names:
+        assert first[name] == second[name]
+        assert first[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
+    # How far the second minibatch is off the weights of the first: Newton-Schulz orthogonalises
+    # what rounding leaves in the empty directions of such small gradients.
+    assert first["objective/rho"] == pytest.approx(alone["objective/rho"], rel=0.02)
+    assert alone["objective/rho"] > 1e-3
+
+
+def test_two_shards_end_with_the_weights_of_one(
+    all_told: dict[int, list[dict[str, Any]]],
+) -> None:
+    alone, together = all_told[1][0], all_told[2][0]
+    for name in ("probe", "trained"):
+        assert _flat(alone[name]) == pytest.approx(_flat(together[name]), abs=3e-4)
+    moved = zip(_flat(alone["trained"]), _flat(alone["probe"]), strict=True)
+    assert max(abs(after - before) for after, before in moved) > 1e-2
+
+
+def _flat(rows: list[list[float]]) -> list[float]:
+    return [value for row in rows for value in row]
+
+
+def test_the_mismatch_is_that_under_the_weights_that_an_iteration_starts_with(
+    told: list[dict[str, Any]],
+) -> None:
+    """Both minibatches against the learner before its first step: the noise that was put in."""
+    noise = [abs(i % 3 - 1) / 10 for length in (5, 2, 3, 4) for i in range(length)]
+    report = told[0]["k2p5"]
+    assert report["mismatch/abs_logprob"] == pytest.approx(sum(noise) / len(noise), abs=1e-5)
+    assert report["mismatch/max_abs_logprob"] == pytest.approx(0.1, abs=1e-5)
+    assert report["mismatch/lag_0/share"] == pytest.approx(6 / 14)  # of the learner's version, 1
+    assert report["mismatch/lag_1/share"] == pytest.approx(8 / 14)
+    assert report["correction/cut"] == 0.0 and 0.99 < report["correction/ess"] < 1.0

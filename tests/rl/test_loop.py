@@ -1,21 +1,31 @@
-"""The loop with fake engines and a fake learner: order, staleness, overlap, errors."""
+"""The loop with fake engines and a fake learner, in simulated time."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewards.comparison import CriticReport
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
 from rl.batch import Batch
 from rl.config import ObjectiveConfig, RolloutConfig, TrainConfig
+from rl.errors import RunFailed
+from rl.journal import JournalState
 from rl.loop import Course, Loop, Step
+from rl.sample import Sample
 from rollout.episode import Completion, Episode, Group, StopReason
 
+Seconds = Callable[[int, int], float]
+"""How long a sample takes, by position and number in its group."""
 
-def _task(position: int) -> Task:
+
+def _task(position: int, step: int = 0) -> Task:
     return Task(
         id=f"t/{position}",
         kind=TaskKind.math,
@@ -25,53 +35,79 @@ def _task(position: int) -> Task:
     )
 
 
+def _alike(position: int, sample: int) -> float:
+    return 0.4
+
+
+def _backwards(position: int, sample: int) -> float:
+    """Later positions of four answer first."""
+    return 0.1 * (4 - position % 4)
+
+
 class FakeRollouts:
-    """Answers with the version it serves; later positions of a step answer first."""
+    """Every sample draws a token when it starts and one when it ends, of the version served."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Seconds = _alike, scoring: float = 0.0) -> None:
         self.version = 0
-        self.started: list[tuple[int, int]] = []  # (position, version served)
+        self.seconds, self.scoring = seconds, scoring
+        self.started: list[int] = []
+        self.under_way = self.most = 0
 
-    async def sample(self, task: Task, *, samples: int, temperature: float) -> Group:
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
         position = int(task.id.removeprefix("t/"))
-        version = self.version
-        self.started.append((position, version))
-        await asyncio.sleep(0.001 * (4 - position % 4))
-        episode = Episode(
+        self.started.append(position)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            draws = (self._draw(task, position, k, temperature) for k in range(samples))
+            episodes = await asyncio.gather(*draws)
+            await asyncio.sleep(self.scoring)
+        finally:
+            self.under_way -= 1
+        return Group(task=task, episodes=tuple(episodes))
+
+    async def _draw(self, task: Task, position: int, sample: int, temperature: float) -> Episode:
+        first = self.version
+        await asyncio.sleep(self.seconds(position, sample))
+        return Episode(
             completion=Completion(
                 prompt_ids=[1],
-                token_ids=[position + 10],
-                logprobs=[-1.0],
-                versions=[version],
+                token_ids=[position + 10] * 2,
+                logprobs=[-1.0, -1.0],
+                versions=[first, self.version],
                 stop_reason=StopReason.stop,
                 temperature=temperature,
             ),
             transcript=Transcript(
-                messages=task.messages, response="", response_tokens=1, truncated=False
+                messages=task.messages, response="", response_tokens=2, truncated=False
             ),
             score=Score(total=float(position % 2)),
         )
-        return Group(task=task, episodes=(episode,) * samples)
 
     async def busy_seconds(self) -> float:
         return 0.0
 
 
 class FakePolicy:
-    """Remembers what it was trained on."""
+    """Remembers what it was trained on; an update takes a second."""
 
-    def __init__(self, rollouts: FakeRollouts) -> None:
+    def __init__(self, rollouts: FakeRollouts, fail_at: int | None = None) -> None:
         self.rollouts = rollouts
-        self.trained: list[list[int]] = []
-        self.versions: list[set[int]] = []
-        self.fail_at: int | None = None
+        self.updates: list[list[int]] = []  # ids in the loss, prompts and masked tokens left out
+        self.lags: list[set[int]] = []
+        self.fail_at = fail_at
 
     async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
-        if len(self.trained) == self.fail_at:
+        if len(self.updates) == self.fail_at:
             raise FloatingPointError("log-probs are not finite")
-        await asyncio.sleep(0.01)
-        self.trained.append([i for b in minibatches for i in b.ids[b.loss_mask].tolist()])
-        self.versions.append({v for b in minibatches for v in b.versions[b.loss_mask].tolist()})
+        version = self.rollouts.version
+        await asyncio.sleep(1.0)
+        self.updates.append([i for b in minibatches for i in b.ids[b.loss_mask].tolist()])
+        self.lags.append(
+            {version - v for b in minibatches for v in b.versions[b.loss_mask].tolist()}
+        )
         return {"objective/loss": 0.0}
 
     async def publish(self, version: int) -> dict[str, float]:
@@ -79,148 +115,342 @@ class FakePolicy:
         return {"time/sync": 0.0}
 
 
-def _run(
-    max_staleness: int, start: int = 0, fail_at: int | None = None
-) -> tuple[FakePolicy, list[Step]]:
-    config = TrainConfig(
-        steps=5,
-        rollout=RolloutConfig(groups_per_step=4, samples_per_group=2, max_staleness=max_staleness),
-        objective=ObjectiveConfig(minibatches=2),
+async def _nothing(step: Step) -> None:
+    pass
+
+
+@dataclass
+class Run:
+    """What a run left behind."""
+
+    rollouts: FakeRollouts
+    policy: FakePolicy
+    steps: list[Step] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)  # times of the steps
+
+    @property
+    def trained(self) -> list[list[int]]:
+        """Positions by step."""
+        return [[int(g.task.id.removeprefix("t/")) for g in step.groups] for step in self.steps]
+
+
+def _config(
+    max_staleness: int, steps: int = 5, size: int = 4, samples: int = 2, **rollout: int
+) -> TrainConfig:
+    return TrainConfig(
+        steps=steps,
+        rollout=RolloutConfig(
+            groups_per_step=size,
+            samples_per_group=samples,
+            max_staleness=max_staleness,
+            **rollout,
+        ),
+        objective=ObjectiveConfig(minibatches=1),
     )
-    rollouts = FakeRollouts()
+
+
+def _run(
+    simulate,
+    config: TrainConfig,
+    rollouts: FakeRollouts | None = None,
+    course: Course | None = None,
+    *,
+    start: int = 0,
+    journal: JournalState | None = None,
+    fail_at: int | None = None,
+) -> Run:
+    rollouts = rollouts or FakeRollouts()
     rollouts.version = start
-    policy = FakePolicy(rollouts)
-    policy.fail_at = fail_at
-    steps: list[Step] = []
+    run = Run(rollouts, FakePolicy(rollouts, fail_at))
 
     async def on_step(step: Step) -> None:
-        steps.append(step)
+        run.steps.append(step)
+        run.ended.append(asyncio.get_running_loop().time())
 
-    loop = Loop(config, rollouts=rollouts, policy=policy, course=Course(task_at=_task), start=start)
-    asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
-    return policy, steps
+    loop = Loop(
+        config,
+        rollouts=rollouts,
+        policy=run.policy,
+        course=course or Course(task_at=_task),
+        start=start,
+        journal=journal,
+    )
+    simulate(loop.run(on_step))
+    return run
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1, 2])
-def test_each_task_is_trained_once_in_order_within_the_bound(max_staleness: int) -> None:
-    policy, steps = _run(max_staleness)
-    assert policy.trained == [
-        [10 + p for p in range(4 * s, 4 * s + 4) for _ in range(2)] for s in range(5)
+def test_a_synchronous_run_is_in_the_order_of_the_stream_on_its_own_version(simulate) -> None:
+    run = _run(simulate, _config(0), FakeRollouts(_backwards))
+    assert run.policy.updates == [
+        [10 + p for p in range(4 * s, 4 * s + 4) for _ in range(4)] for s in range(5)
     ]
-    for step, versions in enumerate(policy.versions):
-        assert min(versions) >= step - max_staleness
-    assert [s.number for s in steps] == [1, 2, 3, 4, 5]
-    assert steps[-1].metrics["staleness/max"] == float(max_staleness)
+    assert run.policy.lags == [{0}] * 5
+    assert [step.number for step in run.steps] == [1, 2, 3, 4, 5]
+    assert run.rollouts.most == 4
+    assert run.ended == pytest.approx([1.4, 2.8, 4.2, 5.6, 7.0]), "nothing overlaps"
 
 
-def test_on_policy_mode_trains_only_on_the_current_version() -> None:
-    policy, _ = _run(0)
-    assert policy.versions == [{0}, {1}, {2}, {3}, {4}]
+def test_one_version_ahead_the_engines_work_while_the_learner_does(simulate) -> None:
+    run = _run(simulate, _config(1), FakeRollouts())
+    assert run.trained == [[4 * s + i for i in range(4)] for s in range(5)]
+    assert run.policy.lags == [{0}] + [{1}] * 4
+    assert run.ended == pytest.approx([1.4, 2.4, 3.4, 4.4, 5.4])
+    assert [step.metrics["time/stall"] for step in run.steps] == pytest.approx([0.4, 0, 0, 0, 0])
+    assert run.steps[2].metrics["staleness/max"] == 1.0
+    assert run.steps[2].metrics["buffer/waiting_s"] == pytest.approx(0.6)
+    assert run.steps[2].metrics["buffer/size"] == 0.0
 
 
-def test_a_resumed_loop_goes_on_at_its_position() -> None:
-    policy, steps = _run(1, start=3)
-    assert policy.trained[0][0] == 10 + 12
-    assert [s.number for s in steps] == [4, 5]
+def test_a_step_does_not_wait_for_a_slow_group_and_trains_it_when_it_is_complete(simulate) -> None:
+    """Position 2 takes 4.6 s, two versions' time beyond the bound, in one of its two samples."""
+    slow = FakeRollouts(lambda position, sample: 4.6 if (position, sample) == (2, 1) else 0.4)
+    run = _run(simulate, _config(1, steps=8), slow)
+    assert run.trained[:2] == [[0, 1, 3, 4], [5, 6, 7, 8]]
+    assert max(step.metrics["time/stall"] for step in run.steps) <= 0.4 + 1e-9
+    (late,) = [s for s in run.steps if "t/2" in {g.task.id for g in s.groups}]
+    assert late.groups[0].task.id == "t/2", "the oldest goes first"
+    assert late.number == 5 and run.policy.lags[4] == {1}
+    # Of four tokens of its group, the last is young enough; the others stay as context.
+    assert run.policy.updates[late.number - 1].count(12) == 1
+    assert late.metrics["rollout/masked_tokens"] == 3.0
+    assert sorted(p for step in run.trained for p in step) == list(range(32))
 
 
-def test_groups_are_shaped_for_the_step_that_trains_on_them() -> None:
-    rollouts, steps = FakeRollouts(), []
+@pytest.mark.parametrize("max_lag", [0, 3])
+def test_the_lag_of_tokens_in_the_loss_has_a_bound_of_its_own(simulate, max_lag: int) -> None:
+    slow = FakeRollouts(lambda position, sample: 3.4 if (position, sample) == (2, 1) else 0.4)
+    run = _run(simulate, _config(1, steps=8, loss_max_lag=max_lag), slow)
+    assert max(max(lags) for lags in run.policy.lags) == max_lag
+    assert sorted(p for step in run.trained for p in step) == list(range(32))
+    if max_lag:
+        assert sum(ids.count(12) for ids in run.policy.updates) > 1, "its early tokens count"
+
+
+def test_a_group_that_comes_too_late_is_sampled_anew_and_then_waited_for(simulate) -> None:
+    """Its tokens were drawn in time, its reward took five versions."""
+
+    class Slow(FakeRollouts):
+        async def sample(self, task: Task, **settings) -> Group:
+            group = await super().sample(task, **settings)
+            if task.id == "t/2":
+                await asyncio.sleep(4.6)
+            return group
+
+    run = _run(simulate, _config(1, steps=12), Slow())
+    assert run.rollouts.started.count(2) == 2
+    assert sum(step.metrics["buffer/resampled"] for step in run.steps) == 1.0
+    assert sorted(p for step in run.trained for p in step) == list(range(48)), "and trained once"
+    (late,) = [s for s in run.steps if "t/2" in {g.task.id for g in s.groups}]
+    assert late.metrics["staleness/max"] <= 1.0
+    given_up = next(s for s in run.steps if s.metrics["buffer/resampled"])
+    assert late.number == given_up.number + 1, "max_lag 1 allows one step more"
+    assert late.metrics["time/stall"] > 3.0
+
+
+def test_a_token_beyond_the_bound_in_the_loss_ends_the_run(simulate) -> None:
+    class Wrong(Loop):
+        def _samples(self, step: int, group: Group) -> list[Sample]:
+            return super()._samples(step - 2, group)
+
+    slow = FakeRollouts(lambda position, sample: 3.4 if (position, sample) == (2, 1) else 0.4)
+    loop = Wrong(_config(1), rollouts=slow, policy=FakePolicy(slow), course=Course(task_at=_task))
+    with pytest.raises(RunFailed, match="3 versions old came into the loss of step 4: at most 1"):
+        simulate(loop.run(_nothing))
+
+
+def test_an_engine_that_serves_old_weights_ends_the_run(simulate) -> None:
+    class Stuck(FakePolicy):
+        async def publish(self, version: int) -> dict[str, float]:
+            return {}
+
+    rollouts = FakeRollouts()
+    loop = Loop(_config(1), rollouts=rollouts, policy=Stuck(rollouts), course=Course(task_at=_task))
+    with pytest.raises(RunFailed, match=r"started under version 1 .* newest token is of version 0"):
+        simulate(loop.run(_nothing))
+
+
+@pytest.mark.parametrize("max_staleness", [1, 2, 4])
+def test_slow_kinds_of_tasks_get_their_share_of_every_window(simulate, max_staleness: int) -> None:
+    """A third of the stream takes 12 times as long as another third."""
+    seconds = (0.5, 2.0, 6.0)
+    rollouts = FakeRollouts(lambda position, sample: seconds[position % 3])
+    size, steps = 6, 60
+    run = _run(simulate, _config(max_staleness, steps, size), rollouts)
+    counts, off = Counter[int](), 0.0
+    for number, positions in enumerate(run.trained, 1):
+        counts.update(position % 3 for position in positions)
+        off = max(off, *(abs(counts[kind] - number * size / 3) for kind in range(3)))
+    assert 2 <= off <= 2 * max_staleness * size
+    assert counts == {0: 120, 1: 120, 2: 120}
+
+
+def test_what_exists_at_a_time_does_not_grow_with_the_run(simulate) -> None:
+    """One group never ends before all others have; few are remembered because of it."""
+    rollouts = FakeRollouts(lambda position, sample: 70.0 if position == 1 else 0.4)
+    run = _run(simulate, _config(1, steps=60), rollouts)
+    assert rollouts.most <= 3 * 4
+    assert all(len(step.journal.open) <= 3 * 4 for step in run.steps)
+    assert run.steps[40].journal.open == (1,)
+    assert run.steps[-1].journal == JournalState(end=240)
+    assert sorted(p for step in run.trained for p in step) == list(range(240))
+
+
+def test_a_long_tail_does_not_hold_up_the_learner(simulate) -> None:
+    """1 % of samples 20 times as long, two versions ahead, on engines that never queue."""
+    draw = random.Random(0)
+    long = {(position, k) for position in range(960) for k in range(4) if draw.random() < 0.01}
+
+    def tailed(position: int, sample: int) -> float:
+        return 20.0 if (position, sample) in long else 1.0
+
+    def even(position: int, sample: int) -> float:
+        return 1.0 + 19.0 * len(long) / (960 * 4)
+
+    config = _config(2, steps=60, size=16, samples=4)
+    tail, same = (_run(simulate, config, FakeRollouts(each)).ended for each in (tailed, even))
+    # Between the first long samples, which come back after 20 steps, and the last.
+    assert (same[45] - same[15]) / (tail[45] - tail[15]) > 0.9
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    crashes=st.lists(st.floats(0.1, 12.0), max_size=3),
+    every=st.integers(1, 3),
+)
+def test_each_position_is_trained_once_across_crashes(
+    simulate, max_staleness: int, seed: int, crashes: list[float], every: int
+) -> None:
+    """A crash takes everything but the last checkpoint: its step, its journal, its weights."""
+    config = _config(max_staleness, steps=6, size=3)
+    draw = random.Random(seed)
+    rollouts = FakeRollouts(lambda position, sample: draw.expovariate(1.0), scoring=0.2)
+    saved_step, saved_journal, saved = 0, JournalState(), list[str]()
+
+    async def until(crash: float | None) -> None:
+        nonlocal saved_step, saved_journal, saved
+        rollouts.version, trained = saved_step, list(saved)
+
+        async def on_step(step: Step) -> None:
+            nonlocal saved_step, saved_journal, saved
+            trained.extend(group.task.id for group in step.groups)
+            if step.number % every == 0 or step.number == config.steps:
+                saved_step, saved_journal, saved = step.number, step.journal, list(trained)
+
+        loop = Loop(
+            config,
+            rollouts=rollouts,
+            policy=FakePolicy(rollouts),
+            course=Course(task_at=_task),
+            start=saved_step,
+            journal=saved_journal,
+        )
+        try:
+            async with asyncio.timeout(crash):
+                await loop.run(on_step)
+        except TimeoutError:
+            assert len(saved_journal.open) <= max_staleness * 2 * 3 + 3
+
+    for crash in [*crashes, None]:
+        if saved_step < config.steps:
+            simulate(until(crash))
+    assert sorted(saved) == sorted(f"t/{position}" for position in range(18))
+    assert saved_journal == JournalState(end=18)
+
+
+def test_a_resumed_loop_goes_on_at_its_position(simulate) -> None:
+    run = _run(simulate, _config(1), start=3)
+    assert run.trained == [[12, 13, 14, 15], [16, 17, 18, 19]]
+    assert [s.number for s in run.steps] == [4, 5]
+
+
+def test_a_resumed_loop_asks_what_was_under_way_and_for_the_steps_to_come(simulate) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def task_at(position: int, step: int) -> Task:
+        asked.append((position, step))
+        return _task(position)
+
+    journal = JournalState(end=14, open=(5, 9))
+    run = _run(simulate, _config(1), course=Course(task_at=task_at), start=3, journal=journal)
+    assert run.trained == [[5, 9, 14, 15], [16, 17, 18, 19]]
+    assert asked == [(5, 3), (9, 3), (14, 3), (15, 3), (16, 4), (17, 4), (18, 4), (19, 4)]
+
+
+def test_groups_are_observed_when_complete_and_shaped_when_trained(simulate) -> None:
+    observed: list[tuple[int, str]] = []
 
     def shape(step: int, group: Group) -> Group:
         score = Score(total=10.0 * step)
         return replace(group, episodes=tuple(replace(e, score=score) for e in group.episodes))
 
-    async def on_step(step: Step) -> None:
-        steps.append(step)
-
-    config = TrainConfig(
-        steps=3,
-        rollout=RolloutConfig(groups_per_step=4, samples_per_group=2),
-        objective=ObjectiveConfig(minibatches=2),
+    slow = FakeRollouts(lambda position, sample: 1.9 if position == 2 else 0.4)
+    course = Course(
+        task_at=_task,
+        shape=shape,
+        observe=lambda step, group: observed.append((step, group.task.id)),
     )
-    loop = Loop(
-        config,
-        rollouts=rollouts,
-        policy=FakePolicy(rollouts),
-        course=Course(task_at=_task, shape=shape),
-    )
-    asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
-    assert [step.metrics["reward/mean"] for step in steps] == [0.0, 10.0, 20.0]
+    run = _run(simulate, _config(1, steps=3), slow, course)
+    assert [step.metrics["reward/mean"] for step in run.steps] == [0.0, 10.0, 20.0]
+    assert "t/2" in {group.task.id for group in run.steps[2].groups}
+    assert sorted(observed)[:4] == [(0, "t/0"), (0, "t/1"), (0, "t/2"), (0, "t/3")]
 
 
-def test_the_first_error_of_a_part_ends_the_loop_as_it_is() -> None:
+def test_the_first_error_of_a_part_ends_the_loop_as_it_is(simulate) -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
-        _run(1, fail_at=2)
+        _run(simulate, _config(1), fail_at=2)
 
 
-def _course_run(course: Course, max_staleness: int = 1) -> tuple[FakePolicy, list[Step]]:
-    """Three steps of four groups."""
-    config = TrainConfig(
-        steps=3,
-        rollout=RolloutConfig(groups_per_step=4, samples_per_group=2, max_staleness=max_staleness),
-        objective=ObjectiveConfig(minibatches=2),
-    )
-    rollouts = FakeRollouts()
-    policy = FakePolicy(rollouts)
-    steps: list[Step] = []
-
-    async def on_step(step: Step) -> None:
-        steps.append(step)
-
-    loop = Loop(config, rollouts=rollouts, policy=policy, course=course)
-    asyncio.run(asyncio.wait_for(loop.run(on_step), timeout=30))
-    return policy, steps
+def test_positions_that_are_passed_over_leave_smaller_steps(simulate) -> None:
+    course = Course(task_at=lambda at, step: None if at in (1, 4, 5, 6, 7) else _task(at))
+    run = _run(simulate, _config(0, steps=3), course=course)
+    assert run.trained == [[0, 2, 3], [], [8, 9, 10, 11]]
+    assert len(run.policy.updates) == 2
+    assert [step.number for step in run.steps] == [1, 2, 3]
+    assert "reward/mean" not in run.steps[1].metrics
+    assert run.steps[-1].journal == JournalState(end=12, passed_over=5)
 
 
-def test_positions_that_are_passed_over_leave_smaller_steps() -> None:
-    policy, steps = _course_run(
-        Course(task_at=lambda at: None if at in (1, 4, 5, 6, 7) else _task(at))
-    )
-    assert [len(step.groups) for step in steps] == [3, 0, 4]
-    assert [sorted(set(ids)) for ids in policy.trained] == [[10, 12, 13], [18, 19, 20, 21]]
-    assert [step.number for step in steps] == [1, 2, 3]
-    assert "reward/mean" not in steps[1].metrics
-
-
-def test_groups_that_could_not_be_ranked_are_not_trained_on() -> None:
+def test_groups_that_could_not_be_ranked_are_not_trained_on(simulate) -> None:
     def shape(step: int, group: Group) -> Group:
         if group.task.id != "t/2":
             return group
         return replace(group, skipped="no verdict", critique=CriticReport(unreadable=2))
 
-    policy, steps = _course_run(Course(task_at=_task, shape=shape))
-    assert sorted(set(policy.trained[0])) == [10, 11, 13]
-    assert len(steps[0].groups) == 4, "its samples are still kept"
-    assert steps[0].metrics["reward/mean"] == pytest.approx(2 / 3)
-    assert steps[0].metrics["critic/skipped_groups"] == 1.0
+    run = _run(simulate, _config(1, steps=3), course=Course(task_at=_task, shape=shape))
+    assert sorted(set(run.policy.updates[0])) == [10, 11, 13]
+    assert len(run.steps[0].groups) == 4, "its samples are still kept"
+    assert run.steps[0].metrics["reward/mean"] == pytest.approx(2 / 3)
+    assert run.steps[0].metrics["critic/skipped_groups"] == 1.0
 
 
-def test_a_slow_measurement_never_delays_the_learner() -> None:
+def test_a_slow_measurement_never_delays_the_learner(simulate) -> None:
     started: list[int] = []
 
     async def measure(step: int) -> dict[str, float]:
         started.append(step)
+        await asyncio.sleep(100.0)
+        return {"critic/agreement": float(step)}
+
+    run = _run(simulate, _config(1, steps=3), course=Course(task_at=_task, measure=measure))
+    assert started == [0], "one at a time"
+    assert not any("critic/agreement" in step.metrics for step in run.steps)
+    assert run.ended[-1] < 5.0
+
+
+def test_a_synchronous_run_waits_for_its_measurements(simulate) -> None:
+    async def measure(step: int) -> dict[str, float]:
         await asyncio.sleep(0.5)
         return {"critic/agreement": float(step)}
 
-    _, steps = _course_run(Course(task_at=_task, measure=measure))
-    assert started == [0], "one at a time"
-    assert not any("critic/agreement" in step.metrics for step in steps)
+    run = _run(simulate, _config(0, steps=3), course=Course(task_at=_task, measure=measure))
+    assert [step.metrics["critic/agreement"] for step in run.steps] == [0.0, 1.0, 2.0]
 
 
-def test_a_synchronous_run_waits_for_its_measurements() -> None:
-    async def measure(step: int) -> dict[str, float]:
-        await asyncio.sleep(0.01)
-        return {"critic/agreement": float(step)}
-
-    _, steps = _course_run(Course(task_at=_task, measure=measure), max_staleness=0)
-    assert [step.metrics["critic/agreement"] for step in steps] == [0.0, 1.0, 2.0]
-
-
-def test_a_failed_measurement_stops_the_run() -> None:
+def test_a_failed_measurement_stops_the_run(simulate) -> None:
     async def measure(step: int) -> dict[str, float]:
         raise OSError("the engine is gone")
 
     with pytest.raises(OSError, match="the engine is gone"):
-        _course_run(Course(task_at=_task, measure=measure))
+        _run(simulate, _config(1), course=Course(task_at=_task, measure=measure))

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from rewards.task import TaskKind
-from rl.config import RolloutConfig
 from rl.curriculum import temperature_at
 from rl.errors import BadInput
 from rl.recipe import RECIPES, from_run, load_recipe, to_yaml
+from rl.rollout_config import RolloutConfig
 from rollout.tasks import Split, TaskStream
 
 
@@ -83,7 +83,9 @@ def test_a_reward_is_taken_out_of_a_mixture() -> None:
 
 def test_the_judged_families_and_the_critics_words_reach_the_supervised_start() -> None:
     config = load_recipe("self_critique", [])
-    (judgements,) = config.tasks.supervised_families
-    assert [family.name for family in judgements.options["of"]] == ["products", "explanations"]
+    judgements, careful = config.tasks.supervised_families
+    for family in (judgements, careful):
+        assert [each.name for each in family.options["of"]] == ["products", "explanations"]
     assert config.rewards.critic is not None
     assert judgements.options["instruction"] == config.rewards.critic.instruction
+    assert careful.options["instruction"] != config.rewards.critic.instruction

@@ -133,7 +133,7 @@ def test_an_answer_that_comes_late_names_its_slow_reward_all_the_same(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rl.cluster.SLOW_ANSWER_S", 0.0)  # no answer is there in time
+    monkeypatch.setattr("rl.reward_watch.SLOW_ANSWER_S", 0.0)  # no answer is there in time
 
     async def main() -> None:
         score = asyncio.create_task(pool.score(_task("late"), _said("wait")))

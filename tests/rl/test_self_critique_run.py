@@ -20,6 +20,13 @@ SHORT = [
     "sft.cooldown_steps=0",
     # Bare verdicts alone, and hardly any chance: a short start makes them readable.
     "tasks.supervised_families.0.worked_share=0.0",
+    "tasks.supervised_families.0.weight=8.0",
+    "tasks.supervised_families.1.weight=0.1",
+    # So easy that some answers of a group are right and some wrong: pairs for the critic.
+    "tasks.families.0.options.min_terms=2",
+    "tasks.families.0.options.max_terms=3",
+    "tasks.test_families.0.options.min_terms=2",
+    "tasks.test_families.0.options.max_terms=3",
     "rewards.critic.temperature=0.2",
     "evaluation.tasks=48",
     "checkpoint.every=2",

@@ -9,12 +9,13 @@ import pytest
 from rich.console import Console
 
 from model.tiny import create_tiny
-from rl.checkpoint import RunState, save_checkpoint
+from rl.checkpoint import RunState
 from rl.critic_baseline import Baseline
 from rl.errors import BadInput
 from rl.progress import Display
 from rl.recipe import load_recipe, to_yaml
 from rl.run_folder import RunFolder
+from rl.save_checkpoint import save_checkpoint
 from rl.training import Training
 from rollout.problem import DataError
 

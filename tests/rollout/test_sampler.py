@@ -65,8 +65,9 @@ class Canned:
         self._seconds_a_letter = seconds_a_letter
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
     ) -> Completion:
+        self.park = park
         text = self._texts.pop(0)
         await asyncio.sleep(self._seconds_a_letter * len(text))
         ids = [*text.encode(), 0]
@@ -196,18 +197,18 @@ def test_an_open_ended_group_is_ranked_by_the_critic_and_its_truth_only_watched(
         {"budget": -0.5},  # it was cut: not compared, and punished already
     ]
     watched = [episode.score.watched["explanations"] for episode in group.episodes]
-    assert watched[:3] == pytest.approx([1.0, 0.8, 0.0])
+    assert watched[:3] == pytest.approx([1.0, 0.75, 0.0])
     assert "won 2 of 2" in group.episodes[2].score.why
     assert group.critique is not None and group.critique.judgements == ask.asked == 6
     assert not group.skipped
 
 
-def test_held_out_groups_are_not_ranked() -> None:
-    ask = Longest()
+def test_held_out_groups_are_not_ranked_and_never_park() -> None:
+    ask, engine = Longest(), Canned("It is 5.")
     task = replace(OPEN, reference='{"result": 5}')
-    sampler = _open_sampler(Canned("It is 5."), ask)
+    sampler = _open_sampler(engine, ask)
     group = asyncio.run(sampler.sample(task, samples=1, temperature=1.0, rank=False))
-    assert ask.asked == 0 and group.critique is None
+    assert ask.asked == 0 and group.critique is None and not engine.park
     assert group.episodes[0].score.watched == {"explanations": 1.0}
 
 
@@ -284,7 +285,7 @@ class Prompts:
         self.seen: list[list[int]] = []
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
     ) -> Completion:
         self.seen.append(list(prompt_ids))
         return Completion(

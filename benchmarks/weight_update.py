@@ -1,0 +1,341 @@
+"""How long new weights take into a running engine on this host, against the machine's memcpy.
+
+A K2 network with random bfloat16 weights of about 1 GB, and the tiny one, on a vLLM engine each.
+Per round, one after another: a copy of as many bytes on one thread and on two; publishing (copy
+into shared memory that is there from versions before, with digests); verifying (digests, in the
+engine's owner, while requests run); loading (generation is paused for it: into the layouts of the
+kernels). Medians of wall time, and of processor time in the process that does it, which other jobs
+on the machine do not lengthen as much. With --layerwise vLLM's own reload runs, too.
+
+Then what changes cost and save: bytes sent, and seconds to find and to apply them, when a share of
+the elements has changed.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.weight_update
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from benchmarks.machine import hardware
+from model.config import K2Config, RopeScaling
+from model.formats import KEEPS_FP32, release
+from model.k2 import K2
+from model.load import write_config
+from model.send_weights import WeightSender, WeightUpdate
+from model.shards import merge_index, write_shards
+from model.tiny import tiny_config
+from rollout.config import EngineConfig
+from rollout.engine import Engine
+from rollout.receive_changes import HeldCopy
+
+DATA = Path(__file__).resolve().parent / "data" / "weight_update.json"
+SHARES = (0.001, 0.01, 0.1, 0.5)  # of elements that change
+PAUSES = 5  # rounds in flight
+WARM = 2  # rounds that make and map both sets of files
+TRANSFER = (
+    "publish",
+    "verify",
+)  # from the learner's tensors to verified bytes in an engine's reach
+ALL = (*TRANSFER, "load")
+
+
+def gigabyte_config() -> K2Config:
+    """1.05 GB in bfloat16, 96 % of it routed experts."""
+    return K2Config(
+        vocab_size=512,
+        hidden_size=1024,
+        intermediate_size=2048,
+        moe_intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_routed_experts=64,
+        num_experts_per_tok=4,
+        q_lora_rank=256,
+        kv_lora_rank=512,
+        qk_nope_head_dim=64,
+        qk_rope_head_dim=64,
+        v_head_dim=64,
+        rope_scaling=RopeScaling(),
+        max_position_embeddings=4096,
+        bos_token_id=504,
+        eos_token_id=506,
+        pad_token_id=511,
+    )
+
+
+CONFIGS: dict[str, Callable[[], K2Config]] = {
+    "tiny": lambda: tiny_config(512),
+    "gigabyte": gigabyte_config,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model: medians in seconds."""
+
+    name: str
+    num_bytes: int
+    direct: bool
+    seconds: dict[str, float]  # of the wall clock
+    cpu_seconds: dict[str, float]
+    stall_seconds: float | None  # of generation, for one update in flight
+    changes: list[dict[str, float]]
+
+    def ratio(self, stages: Sequence[str]) -> float:
+        """Rate of these stages together as a share of that of memcpy on one thread; of the CPU."""
+        return self.cpu_seconds["memcpy_1"] / sum(self.cpu_seconds[stage] for stage in stages)
+
+
+def random_weights(config: K2Config) -> dict[str, Tensor]:
+    """Released names; the experts of a layer in one block, as a learner has them."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        shapes = {name: each.shape for name, each in K2(config).state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        dtype = torch.float32 if name.endswith(KEEPS_FP32) else torch.bfloat16
+        tensor = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
+        weights |= release(name, tensor + name.endswith("norm.weight"))
+    return weights
+
+
+def write_checkpoint(config: K2Config, weights: dict[str, Tensor], folder: Path) -> None:
+    """A folder that vLLM starts from."""
+    folder.mkdir()
+    write_shards(weights.items(), folder, 1 << 30)
+    merge_index(folder)
+    write_config(config, folder, torch.bfloat16)
+
+
+class Stopwatch:
+    """Wall and CPU seconds of stages, round after round."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, list[tuple[float, float]]] = {}
+
+    @contextlib.contextmanager
+    def time(
+        self, stage: str, processor: Callable[[], float] = time.process_time
+    ) -> Iterator[None]:
+        """Time what is inside; `processor` tells the CPU seconds of the process that does it."""
+        wall, cpu = time.perf_counter(), processor()
+        yield
+        found = time.perf_counter() - wall, processor() - cpu
+        self.taken.setdefault(stage, []).append(found)
+
+    def medians(self, clock: int, skip: int) -> dict[str, float]:
+        """Of every stage: wall (0) or CPU (1), without the first rounds."""
+        return {
+            stage: statistics.median(each[clock] for each in rounds[skip:])
+            for stage, rounds in self.taken.items()
+        }
+
+
+def core_seconds() -> float:
+    """CPU seconds of the engine's core process."""
+    (core,) = (c for c in psutil.Process().children() if "EngineCore" in c.name())
+    times = core.cpu_times()
+    return times.user + times.system
+
+
+def memcpy(num_bytes: int, threads: int) -> Callable[[], None]:
+    """A copy of so many bytes, in memory that is there."""
+    source = torch.ones(num_bytes, dtype=torch.uint8)
+    target = torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        target.copy_(source)
+        torch.set_num_threads(before)
+
+    return run
+
+
+async def rounds_of(
+    engine: Engine, sender: WeightSender, weights: dict[str, Tensor], rounds: int
+) -> Stopwatch:
+    """Time every stage."""
+    size = sum(each.nbytes for each in weights.values())
+    watch = Stopwatch()
+    copies = {f"memcpy_{n}": memcpy(size, n) for n in (1, 2)}
+    for number in range(1, rounds + WARM + 1):
+        for name, copy in copies.items():
+            with watch.time(name):
+                copy()
+        with watch.time("publish"):
+            update = sender.publish(weights.items(), number)
+        with watch.time("verify"):
+            here = await engine._arrivals.verified(update)
+        with watch.time("load", core_seconds):
+            await engine._load(here)
+        sender.release(number)
+    return watch
+
+
+async def stall(
+    engine: Engine, sender: WeightSender, weights: dict[str, Tensor], rounds: int
+) -> float:
+    """Seconds that one update in flight adds to a batch of requests; median over pairs."""
+
+    async def batch(update: WeightUpdate | None) -> float:
+        start = time.perf_counter()
+        requests = engine.generate([9, 8, 7], samples=32, max_tokens=96, temperature=1.0)
+        running = asyncio.create_task(requests)
+        if update is not None:
+            await asyncio.sleep(0.3)
+            await engine.receive(update)
+        await running
+        return time.perf_counter() - start
+
+    added = []
+    for number in range(100, 100 + rounds):
+        update = sender.publish(weights.items(), number)
+        without = await batch(None)
+        added.append(await batch(update) - without)
+        sender.release(number)
+    return statistics.median(added)
+
+
+def changes_of(weights: dict[str, Tensor], shares: tuple[float, ...]) -> list[dict[str, float]]:
+    """What changes of a share of all elements cost (CPU seconds) and save."""
+    found = []
+    sender, held = WeightSender(delta=True), HeldCopy()
+    try:
+        for number in range(2):  # both sets of files
+            held.take(sender.publish(weights.items(), number))
+            sender.release(number)
+        for number, share in enumerate(shares, 2):
+            for tensor in weights.values():
+                flat = tensor.view(-1)
+                hit = torch.randint(len(flat), (int(share * len(flat)),))
+                flat[hit] = torch.nextafter(flat[hit], torch.ones((), dtype=flat.dtype))
+            start = time.process_time()
+            update = sender.publish(weights.items(), number)
+            middle = time.process_time()
+            held.take(update)
+            end = time.process_time()
+            assert update.changes is not None
+            found.append(
+                {
+                    "share": share,
+                    "bytes_ratio": update.changes.num_bytes / update.num_bytes,
+                    "publish": middle - start,
+                    "apply": end - middle,
+                }
+            )
+            sender.release(number)
+    finally:
+        sender.close()
+        held.close()
+    return found
+
+
+async def measure(name: str, rounds: int, layerwise: bool) -> Result:
+    """Start an engine on random weights and update it."""
+    config = CONFIGS[name]()
+    weights = random_weights(config)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "model")
+        write_checkpoint(config, weights, checkpoint)
+        settings = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_bytes=1 << 26)
+        engine = await Engine.start(settings, checkpoint)
+    sender = WeightSender()
+    core: Any = engine._llm
+    try:
+        if layerwise:
+            await core.collective_rpc(forget_plan)
+        direct = (await core.collective_rpc(has_plan))[0]
+        watch = await rounds_of(engine, sender, weights, rounds)
+        stalled = await stall(engine, sender, weights, PAUSES) if name == "tiny" else None
+    finally:
+        sender.close()
+        await engine.shutdown()
+    return Result(
+        name=name,
+        num_bytes=sum(each.nbytes for each in weights.values()),
+        direct=direct,
+        seconds=watch.medians(0, WARM),
+        cpu_seconds=watch.medians(1, WARM),
+        stall_seconds=stalled,
+        changes=[] if layerwise else changes_of(weights, SHARES),
+    )
+
+
+def forget_plan(worker: Any) -> None:
+    """In the core process: let vLLM reload layer by layer."""
+    worker.worker.weight_transfer_engine._plan = None
+
+
+def has_plan(worker: Any) -> bool:
+    """In the core process: are tensors loaded directly?"""
+    return worker.worker.weight_transfer_engine._plan is not None
+
+
+def print_result(result: Result) -> None:
+    """Rates, and shares of memcpy."""
+    way = "direct" if result.direct else "layer by layer"
+    print(f"{result.name}: {result.num_bytes / 1e9:.3f} GB, {way}")
+    for stage, seconds in result.seconds.items():
+        cpu = result.cpu_seconds[stage]
+        print(
+            f"  {stage:>8}: {1e3 * seconds:8.1f} ms; CPU {1e3 * cpu:8.1f} ms, "
+            f"{result.num_bytes / max(cpu, 1e-9) / 1e9:6.2f} GB/s"
+        )
+    print(f"  of memcpy: transfer {result.ratio(TRANSFER):.2f}, all {result.ratio(ALL):.2f}")
+    if result.stall_seconds is not None:
+        print(f"  one update in flight adds {1e3 * result.stall_seconds:.0f} ms to a batch")
+    for each in result.changes:
+        print(
+            f"  {each['share']:6.1%} changed: {each['bytes_ratio']:.3f} of the bytes, "
+            f"publish {each['publish']:.2f} CPU-s, apply {each['apply']:.2f}"
+        )
+
+
+def results(arguments: argparse.Namespace) -> Iterator[Result]:
+    """Each asked for."""
+    for name in arguments.models:
+        for layerwise in (False, True) if arguments.layerwise else (False,):
+            yield asyncio.run(measure(name, arguments.rounds, layerwise))
+
+
+def main() -> None:
+    """Measure, keep, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layerwise", action="store_true", help="vLLM's own reload, too")
+    arguments = parser.parse_args()
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to reach into the core process
+    kept = json.loads(DATA.read_text()) if DATA.exists() else {}
+    for result in results(arguments):
+        print_result(result)
+        key = result.name if result.direct else f"{result.name}_layerwise"
+        kept[key] = {
+            "hardware": hardware("cpu"),
+            **asdict(result),
+            "memcpy_ratio": {
+                "transfer": round(result.ratio(TRANSFER), 3),
+                "all": round(result.ratio(ALL), 3),
+            },
+        }
+    DATA.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Forward and backward passes of one learner shard: micro-batches in, one optimiser step out.
+
+All shards must do the same passes: one that has fewer micro-batches than another runs idle ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.k2 import K2
+from model.network import Network
+from model.parallel import Shard, StepReport
+from model.policy import PolicyOutput
+from rl.batch import Batch, idle_batch, micro_batches, share_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A micro-batch of this shard and what it adds to the step."""
+
+    part: Batch | None  # None: idle
+    loss: Callable[[Batch, PolicyOutput], tuple[Tensor, dict[str, float]]]
+    """The loss, and the micro-batch's share of `totals`."""
+    totals: tuple[str, ...]
+    """Names of what micro-batches and shards add up."""
+    weight: float = 1.0  # of the loss in the step
+
+
+class Passes:
+    """Runs micro-batches through one shard."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        network: Network,
+        *,
+        micro_batch_tokens: int,
+        router_bias_rate: float,
+    ) -> None:
+        """Take the shard, and the network that it trains."""
+        self._shard = shard
+        self._network = network
+        self._micro_batch_tokens = micro_batch_tokens
+        self._router_bias_rate = router_bias_rate
+
+    def cut(self, batch: Batch) -> list[Batch | None]:
+        """This shard's micro-batches, as many as every shard has: None where it has no more."""
+        mine = share_of(batch, self._shard.rank, self._shard.size)
+        cut = micro_batches(mine, self._micro_batch_tokens) if mine is not None else ()
+        parts: list[Batch | None] = list(cut)
+        most = int(self._shard.largest(torch.tensor(float(len(parts)))).item())
+        return parts + [None] * (most - len(parts))
+
+    @torch.no_grad()
+    def logprobs(self, parts: Sequence[Batch | None]) -> list[Float[Tensor, " N"] | None]:
+        """Log-probs of the loss tokens under the present weights; None for idle passes."""
+        found: list[Float[Tensor, " N"] | None] = []
+        for part in parts:
+            output = self._shard.policy(*self._arguments(part or idle_batch()))
+            found.append(output.logprobs if part is not None else None)
+        return found
+
+    def step(
+        self, passes: Sequence[Pass], learning_rate: float
+    ) -> tuple[dict[str, float], StepReport]:
+        """One optimiser step; totals are summed over all shards.
+
+        Raises:
+            FloatingPointError: a log-prob, an attention logit or a gradient is not finite.
+        """
+        totals = {name: 0.0 for one in passes for name in one.totals} | {"unfinite": 0.0}
+        logits: list[Tensor] = []
+        self._network.load = None
+        for index, one in enumerate(passes):
+            load = self._network.load
+            output = self._shard.forward(*self._arguments(one.part or idle_batch()))
+            if one.part is None:
+                loss = 0.0 * output.logprobs.sum()
+                self._network.load = load
+            else:
+                loss, found = one.loss(one.part, output)
+                for name, value in found.items():
+                    totals[name] += value
+                totals["unfinite"] += float((~output.logprobs.detach().isfinite()).sum())
+                logits.append(output.max_logits)
+            self._shard.backward(one.weight * loss, last=index == len(passes) - 1)
+        if not logits:
+            logits.append(torch.full_like(output.max_logits, -torch.inf))
+        sums = self._shard.total(list(totals.values()))
+        totals = dict(zip(totals, sums, strict=True))
+        finite = not totals.pop("unfinite")
+        report = self._shard.step(torch.stack(logits).amax(0), learning_rate, finite=finite)
+        if not report.skipped:
+            self._balance_routers()
+        return totals, report
+
+    def _arguments(self, batch: Batch) -> tuple[Tensor, Tensor, list[int], Tensor]:
+        """Of `Policy.forward`."""
+        device = self._shard.device
+        return (
+            batch.ids.to(device),
+            batch.loss_mask.to(device),
+            batch.lengths,
+            batch.temperatures.to(device),
+        )
+
+    def _balance_routers(self) -> None:
+        """Move the selection bias of every router against the load of the step, over all shards."""
+        network = self._network
+        if not isinstance(network, K2) or not self._router_bias_rate:
+            return
+        config, load = network.config, network.load
+        layers = config.num_hidden_layers - config.first_k_dense_replace
+        if load is None:  # no sequence came to this shard
+            load = torch.zeros(layers, config.n_routed_experts, device=self._shard.device)
+        total = self._shard.total(load.flatten().tolist())
+        network.load = torch.tensor(total, device=self._shard.device).view_as(load)
+        network.balance_(self._router_bias_rate)

@@ -1,0 +1,149 @@
+"""The learner's shards as the driver speaks to them, and the way of their weights to engines."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from model.send_weights import merged
+from rl.errors import PartLost
+from rl.part import Part, asked_spans
+from rl.rollout_seats import Offer, RemoteRollouts
+from rl.supervision import Restarts
+from rl.timeline import Span
+
+if TYPE_CHECKING:
+    from rl.batch import Batch
+    from rl.learner_spec import Published
+
+Answer = TypeVar("Answer")
+
+FAREWELL_S = 10.0  # after one shard's error: an end of another may be what it comes from
+
+
+async def together(
+    shards: Sequence[Part], calls: Sequence[Coroutine[Any, Any, Answer]]
+) -> list[Answer]:
+    """The answers to one call of each shard, which may have to meet to answer.
+
+    The first error is raised. A lost shard takes the state of all with it: the others, who may
+    wait for it in vain, are ended, and `PartLost` is raised even if another complained first.
+    """
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if waiting:
+            done |= (await asyncio.wait(waiting, timeout=FAREWELL_S))[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+    errors = [error for task in tasks if task in done and (error := task.exception())]
+    if any(isinstance(error, PartLost) for error in errors):
+        for shard in shards:
+            shard.kill()
+    for error in sorted(errors, key=lambda error: not isinstance(error, PartLost)):
+        raise error
+    return [task.result() for task in tasks]
+
+
+class RemoteLearner:
+    """All learner shards: every call goes to all of them at once."""
+
+    def __init__(
+        self,
+        shards: Sequence[Part],
+        note: str | None,
+        share: Callable[[Any], Any] = lambda argument: argument,
+    ) -> None:
+        """Use these shards, already started, which had something to say.
+
+        `share` puts an argument where all of them read it.
+        """
+        self.shards, self.note = list(shards), note
+        self._share = share
+        self._published: int | None = None
+
+    async def call_all(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every shard; their answers, by rank.
+
+        The first error is raised; `PartLost` if a shard is lost.
+        """
+        arguments = [self._share(argument) for argument in args]
+        return await together(
+            self.shards, [shard.call("call", method, *arguments) for shard in self.shards]
+        )
+
+    async def spans(self) -> list[Span]:
+        """What the shards did since the last call."""
+        return await asked_spans({f"learner shard {r}": s for r, s in enumerate(self.shards)})
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """The same; the answer of rank 0, where all answers are alike."""
+        return (await self.call_all(method, *args))[0]
+
+    async def publish(self, version: int) -> "list[Published]":
+        """Every shard's share of the weights, in the place of the version published before."""
+        if self._published is not None:
+            before, self._published = self._published, None
+            await self.call_all("release", before)
+        published: list[Published] = await self.call_all("publish", version)
+        self._published = version
+        return published
+
+
+class RemotePolicy:
+    """The learner and the way of its weights to every engine.
+
+    The version that is served stays published until the next one takes its place, so that an engine
+    that is started again can take it: one version of the weights in shared memory, always.
+    """
+
+    def __init__(
+        self,
+        learner: RemoteLearner,
+        rollouts: RemoteRollouts,
+        restarts: Restarts,
+        *,
+        probe: list[list[int]],
+        tolerance: float,
+    ) -> None:
+        """Publish from `learner` to `rollouts`, comparing both on `probe` [sequences][tokens]."""
+        self._learner = learner
+        self._rollouts = rollouts
+        self._restarts = restarts
+        self._probe = probe
+        self._tolerance = tolerance
+
+    async def update(
+        self, minibatches: "Sequence[Batch]", ptx: "Sequence[Batch]"
+    ) -> dict[str, float]:
+        """One iteration of the optimiser."""
+        metrics = await self._learner.call("update", minibatches, ptx)
+        self._restarts.progress()
+        return metrics
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """Bring the weights to every engine, then compare log-probs of the probe.
+
+        An engine that is being started again is passed over: it takes this version when it joins.
+
+        Raises:
+            StaleWeightsError: an engine's log-probs are not those of the weights sent.
+        """
+        started = time.perf_counter()
+
+        async def offer() -> Offer:
+            published = await self._learner.publish(version)
+            return Offer(
+                update=merged([part.update for part in published]),
+                probe=self._probe,
+                logprobs=published[0].probe_logprobs,
+                tolerance=self._tolerance,
+            )
+
+        reports = await self._rollouts.serve(offer)
+        metrics = {"time/sync": time.perf_counter() - started}
+        if reports:
+            metrics["probe/abs_logprob"] = max(r.mean for r in reports)
+            metrics["probe/max_abs_logprob"] = max(r.largest for r in reports)
+        return metrics

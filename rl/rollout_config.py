@@ -1,0 +1,52 @@
+"""How a run samples: group sizes, temperatures, and how far generation runs ahead of training."""
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """How many attempts, how hot, how far ahead of the learner."""
+
+    groups_per_step: int = 16
+    samples_per_group: int = 8
+    """K of the objective (k2-spec 3.1)."""
+    max_staleness: int = 1
+    """Steps that generation may run ahead of the weights: (this + 1) * groups_per_step groups exist
+    at a time. 0: on-policy, nothing overlaps; more: a step takes the groups that are complete."""
+    loss_max_lag: int | None = None
+    """Versions that a token in the loss may be behind the weights it trains; older ones are context
+    alone. None: max_staleness. More keeps early samples of slow groups in the loss."""
+    segment_tokens: int | None = None
+    """Partial rollout: tokens that a sample draws under one version while others wait for its place
+    in the engine. None: no limit."""
+    max_samples_in_flight: int | None = None
+    """Samples in one engine at a time, the oldest first. None: engine.max_num_seqs and a quarter
+    more, so that the engine never waits for the next."""
+    temperature_start: float = 1.0
+    temperature_end: float = 0.7
+    """Linear from start to end over the run (K2 sec. 3.2.3)."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        bounds: list[tuple[str, float | None, float]] = [
+            ("groups_per_step", self.groups_per_step, 1),
+            ("samples_per_group", self.samples_per_group, 2),
+            ("max_staleness", self.max_staleness, 0),
+            ("loss_max_lag", self.loss_max_lag, 0),
+            ("segment_tokens", self.segment_tokens, 1),
+            ("max_samples_in_flight", self.max_samples_in_flight, 1),
+            ("temperature_start", self.temperature_start, 0.01),
+            ("temperature_end", self.temperature_end, 0.01),
+        ]
+        for name, value, least in bounds:
+            if value is not None and value < least:
+                raise ValueError(f"rollout.{name} must be at least {least}, got {value}")
+
+    @property
+    def max_lag(self) -> int:
+        """Versions that a token in the loss may be behind."""
+        return self.max_staleness if self.loss_max_lag is None else self.loss_max_lag
+
+    def samples_in_flight(self, sequences: int) -> int:
+        """Samples in an engine that decodes `sequences` together."""
+        return self.max_samples_in_flight or sequences + sequences // 4

@@ -1,0 +1,277 @@
+"""All rollout workers: a group goes to the least busy one, and a lost one is started again.
+
+What a lost worker was doing is done again on any other: a group is handed in once, when it is whole
+and scored, so nothing is counted twice. A worker that takes the place of a lost one receives the
+weights that are served before it gets its first group.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.send_weights import WeightUpdate
+from rewards.comparison import Pair, PairOutcome
+from rewards.task import Task
+from rl.errors import BadInput, PartLost
+from rl.part import Part, asked_spans, within
+from rl.supervision import Restarts
+from rl.timeline import Span
+from rollout.episode import Group
+from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
+from rollout.probe import ProbeReport, compare_probe
+
+COMPARISON_TOKENS = 512  # of two verdicts, roughly: what a comparison weighs beside a group
+PATIENCE_S = 10.0  # the driver's, beyond the worker's own with its engine
+
+LOST = (PartLost, EngineError)
+"""The worker's process has ended, or the engine in it."""
+
+StartWorker = Callable[[int, int], Awaitable[Part]]
+"""Starts rollout worker `index` for the n-th time, n from 0. Raises what is in `LOST`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Published weights, and what engines are compared on."""
+
+    update: WeightUpdate
+    probe: list[list[int]]  # [sequences][tokens]
+    logprobs: list[list[float]]  # the learner's, of every token but the first
+    tolerance: float  # nats
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """The place of one rollout worker."""
+
+    index: int
+    part: Part | None  # None while it is being started again
+    under_way: int = 0  # tokens that may be drawn
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)  # that part; set once
+    starts: int = 1
+    busy_before: float = 0.0  # seconds, of the workers that are gone
+    busy: float = 0.0  # of all, when last asked
+
+    @property
+    def name(self) -> str:
+        return f"rollout worker {self.index}"
+
+
+class RemoteRollouts:
+    """All rollout workers; a group goes to the worker with the fewest tokens under way."""
+
+    def __init__(
+        self,
+        workers: Sequence[Part],
+        start: StartWorker,
+        restarts: Restarts,
+        *,
+        timeout_s: float,
+    ) -> None:
+        """Use these workers, already started, and look after them.
+
+        Args:
+            workers: in the order of their indices.
+            start: makes the one that takes the place of a lost one.
+            restarts: counts, and says when it is enough.
+            timeout_s: how long an engine may not answer: neither whether it is there nor, once it
+                has been given weights, that it has them. How long a group takes does not matter.
+        """
+        self._seats = [_Seat(index, worker) for index, worker in enumerate(workers)]
+        self._start = start
+        self._restarts = restarts
+        self._timeout_s = timeout_s
+        self._weights = asyncio.Lock()  # a new version and a joining engine take turns
+        self._offer: Offer | None = None
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+        self._tasks = {asyncio.create_task(self._watch(seat)) for seat in self._seats}
+
+    @property
+    def workers(self) -> list[Part]:
+        """Those that are there now."""
+        return [seat.part for seat in self._seats if seat.part is not None]
+
+    async def sample(
+        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+    ) -> Group:
+        """One group, from prompt to score; begun anew elsewhere if its worker is lost."""
+        try:
+            tokens = samples * task.token_budget
+            return await self._on_one(tokens, "sample", task, samples, temperature, rank)
+        except ValueError as error:
+            raise BadInput(f"task {task.id}: {error}") from error
+
+    async def compare(self, pairs: Sequence[Pair]) -> list[PairOutcome]:
+        """The critic's outcome of each pair, in order; spread over the workers."""
+        compared = (self._on_one(COMPARISON_TOKENS, "compare", pair) for pair in pairs)
+        return list(await asyncio.gather(*compared))
+
+    async def busy_seconds(self) -> float:
+        """Seconds with work, averaged over engines."""
+        busy = await asyncio.gather(*(self._busy(seat) for seat in self._seats))
+        return sum(busy) / len(busy)
+
+    async def spans(self) -> list[Span]:
+        """What the workers did since the last call."""
+        return await asked_spans({seat.name: seat.part for seat in self._seats if seat.part})
+
+    async def serve(self, publish: Callable[[], Awaitable[Offer]]) -> list[ProbeReport]:
+        """Bring what `publish` offers to every engine that is there; how each agrees with it.
+
+        Raises:
+            StaleWeightsError: an engine's log-probs are not those of the weights offered.
+        """
+        self.check()
+        async with self._weights:
+            self._offer = None
+            offer = self._offer = await publish()
+            given = [self._give(seat, seat.part, offer) for seat in self._seats if seat.part]
+            reports = await asyncio.gather(*given)
+        return [report for report in reports if report is not None]
+
+    def check(self) -> None:
+        """Raise what ended the supervision: a crash loop, or a mistake of ours."""
+        if self._failure is not None:
+            raise self._failure
+
+    def fail(self, failure: BaseException) -> None:
+        """Let everyone who waits for a worker, or for its answer, raise this."""
+        self._failure = self._failure or failure
+        self._changed.set()
+        for seat in self._seats:
+            seat.given_up.set()
+
+    async def close(self) -> None:
+        """Start nothing any more, and look after nobody."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _on_one(self, tokens: int, method: str, *args: Any) -> Any:
+        """Call a method of the least busy worker; of another one if that is lost meanwhile."""
+        while True:
+            seat, part = await self._least_busy()
+            seat.under_way += tokens
+            try:
+                return await self._call(seat, part, method, *args)
+            except LOST as error:
+                self.check()
+                self._lose(seat, part, error)
+            finally:
+                seat.under_way -= tokens
+
+    async def _call(self, seat: _Seat, part: Part, method: str, *args: Any) -> Any:
+        """Call a method that may take as long as it likes, until its worker is given up.
+
+        A process that hangs may not even end when it is killed, and its calls with it.
+        """
+        call = asyncio.create_task(part.call(method, *args))
+        given_up = asyncio.create_task(seat.given_up.wait())
+        try:
+            await asyncio.wait((call, given_up), return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return call.result()
+            raise PartLost(seat.name, "given up")
+        finally:
+            call.cancel()
+            given_up.cancel()
+
+    async def _least_busy(self) -> tuple[_Seat, Part]:
+        """The worker with the fewest tokens under way, once there is one."""
+        while True:
+            self.check()
+            free = [(seat, seat.part) for seat in self._seats if seat.part is not None]
+            if free:
+                return min(free, key=lambda pair: pair[0].under_way)
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _busy(self, seat: _Seat) -> float:
+        part = seat.part
+        if part is not None:
+            try:
+                busy = await within(self._timeout_s, seat.name, part.call("busy_seconds"))
+                seat.busy = seat.busy_before + busy
+            except LOST as error:
+                self._lose(seat, part, error)
+        return seat.busy
+
+    async def _give(self, seat: _Seat, part: Part, offer: Offer) -> ProbeReport | None:
+        try:
+            try:
+                return await self._receive(seat, part, offer)
+            except WeightUpdateError:  # the weights before serve on: once more, then a new engine
+                return await self._receive(seat, part, offer)
+        except (*LOST, WeightUpdateError) as error:
+            self._lose(seat, part, error)
+            return None
+
+    async def _receive(self, seat: _Seat, part: Part, offer: Offer) -> ProbeReport:
+        receiving = part.call("receive", offer.update, offer.probe)
+        return compare_probe(
+            await within(self._timeout_s + PATIENCE_S, seat.name, receiving),
+            offer.logprobs,
+            tolerance=offer.tolerance,
+            version=offer.update.version,
+            engine=seat.name,
+        )
+
+    async def _watch(self, seat: _Seat) -> None:
+        """Find a worker that hangs, or died while nothing was asked of it."""
+        while True:
+            await asyncio.sleep(self._timeout_s / 4)
+            if (part := seat.part) is None:
+                continue
+            try:
+                answer = part.call("answer", self._timeout_s)
+                await within(self._timeout_s + PATIENCE_S, seat.name, answer)
+            except LOST as error:
+                self._lose(seat, part, error)
+            except Exception as error:
+                self.fail(error)
+                return
+
+    def _lose(self, seat: _Seat, part: Part, error: Exception) -> None:
+        """Take a worker out of service and start another one; once, whoever notices."""
+        if seat.part is not part:
+            return
+        seat.part = None
+        seat.given_up.set()
+        seat.given_up = asyncio.Event()
+        seat.busy_before = seat.busy
+        self._tasks.add(asyncio.create_task(self._restart(seat, part, error)))
+
+    async def _restart(self, seat: _Seat, lost: Part, error: Exception) -> None:
+        """Put a worker in the place of `lost`, which serves what the others serve."""
+        started = time.monotonic()
+        try:
+            lost.kill()
+            seat.part = await self._joined(seat, error)
+        except Exception as failure:
+            self.fail(failure)
+            return
+        self._restarts.back(seat.name, time.monotonic() - started)
+        self._changed.set()
+
+    async def _joined(self, seat: _Seat, error: Exception) -> Part:
+        """A new worker with the weights that are served; as many attempts as `restarts` grants."""
+        while True:
+            self._restarts.lost(seat.name, error.why if isinstance(error, PartLost) else str(error))
+            try:
+                part = await self._start(seat.index, seat.starts)
+            except LOST as again:
+                error = again
+                continue
+            finally:
+                seat.starts += 1
+            try:
+                async with self._weights:
+                    if self._offer is not None:
+                        await self._receive(seat, part, self._offer)
+                    return part
+            except (*LOST, WeightUpdateError, StaleWeightsError) as again:
+                part.kill()
+                error = again

@@ -1,0 +1,186 @@
+"""Writes the checkpoints of a run beside its steps: whole and on the disk, or not there at all.
+
+The learner waits only while its shards write their files. Digests, manifest and the move into place
+are the driver's, while the loop goes on:
+
+    learner | step 20 | writes files | step 21      | step 22      |
+    driver  |                        | digests, sync, rename |
+
+A disk that refuses does not end a run, whose weights are nowhere else: it is told of, the
+checkpoint before stays, and every step tries again. Only the end waits, and then fails.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from model.formats import CheckpointError
+from rl.checkpoint import RunState, checkpoints_in, manifest_of, step_of
+from rl.errors import RunFailed
+
+RETRY_S = 10.0  # at the end, for a person who frees space
+TRIES = 60
+
+WriteFiles = Callable[[Path], Awaitable[None]]
+"""Puts model and learner files into the folder it is given. Raises OSError or CheckpointError."""
+
+
+class Checkpoints:
+    """The checkpoints of one run; at most one is being written."""
+
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None],
+        *,
+        keep: int,
+        whole: Path | None = None,
+    ) -> None:
+        """Write below `folder`.
+
+        Args:
+            folder: the run's `checkpoints`.
+            say: hears of a disk that refuses.
+            keep: checkpoints to leave, the newest included; `step_0` stays beside them.
+            whole: the one that the run goes on from.
+        """
+        self._folder = folder
+        self._say = say
+        self._keep = keep
+        self._whole = whole
+        self._finishing: asyncio.Task[None] | None = None
+        self.behind = False
+        """The last one could not be written: try again at the next step."""
+
+    async def save(self, state: RunState, write: WriteFiles) -> None:
+        """Begin `step_N`; on return `write` has ended, and the learner may change its weights."""
+        await self.settle()
+        partial = self._folder / f"step_{state.step}.partial"
+        try:
+            await asyncio.to_thread(self._begin, partial)
+            await write(partial)
+        except (OSError, CheckpointError) as error:
+            self._refused(state, partial, error)
+            return
+        self._finishing = asyncio.create_task(self._finish(state, partial))
+
+    async def settle(self) -> None:
+        """Wait for the one that is being written."""
+        if self._finishing is not None:
+            finishing, self._finishing = self._finishing, None
+            await asyncio.shield(finishing)
+
+    async def complete(self, state: RunState, write: WriteFiles) -> Path:
+        """The checkpoint of `state`, whole; written now if it could not be before.
+
+        Raises:
+            RunFailed: the disk has refused `TRIES` times.
+        """
+        await self.settle()
+        final = self._folder / f"step_{state.step}"
+        for left in reversed(range(TRIES)):
+            if self._whole == final:
+                return final
+            await self.save(state, write)
+            await self.settle()
+            if self.behind and left:
+                self._say(f"nothing comes after it: tried again in {RETRY_S:g} s, {left} times")
+                await asyncio.sleep(RETRY_S)
+        if self._whole == final:
+            return final
+        raise RunFailed(
+            f"cannot write checkpoint {final}: see above. Last whole checkpoint: "
+            f"{self._whole or 'none'}. Free space, then resume=true"
+        )
+
+    async def _finish(self, state: RunState, partial: Path) -> None:
+        try:
+            self._whole = await asyncio.to_thread(self._put, state, partial)
+            self.behind = False
+        except OSError as error:
+            self._refused(state, partial, error)
+
+    def _refused(self, state: RunState, partial: Path, error: Exception) -> None:
+        self.behind = True
+        shutil.rmtree(partial, ignore_errors=True)
+        self._say(
+            f"WARNING: cannot write checkpoint step_{state.step}: {error}. The run goes on and "
+            f"tries again; a kill now loses what came after {self._whole or 'the start'}"
+        )
+
+    def _begin(self, partial: Path) -> None:
+        """An empty folder; what killed runs have begun goes."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for begun in self._folder.glob("step_*.partial"):
+            shutil.rmtree(begun)
+        partial.mkdir()
+
+    def _put(self, state: RunState, partial: Path) -> Path:
+        """Make what is in `partial` the latest checkpoint."""
+        final = partial.with_suffix("")
+        write_json(partial / "state.json", asdict(state))
+        write_json(partial / "manifest.json", manifest_of(partial))
+        for folder in (p for p in partial.rglob("*") if p.is_dir()):
+            _sync(folder)
+        _sync(partial)
+        replaced = partial.with_suffix(".replaced")
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        _point(self._folder / "latest", final.name)
+        _sync(self._folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self._prune(state.step)
+        return final
+
+    def _prune(self, step: int) -> None:
+        """Remove old checkpoints, except step_0: what RL started from stays for comparison.
+
+        Those of later steps are a future that was given up: they wait to be replaced.
+        """
+        older = [p for p in checkpoints_in(self._folder) if 0 < step_of(p) <= step]
+        for old in older[self._keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+async def save_checkpoint(folder: Path, state: RunState, write: WriteFiles, *, keep: int) -> Path:
+    """One checkpoint, whole on return.
+
+    Raises:
+        RunFailed: the disk refused. Those before are untouched.
+    """
+    said: list[str] = []
+    checkpoints = Checkpoints(folder, said.append, keep=keep)
+    await checkpoints.save(state, write)
+    await checkpoints.settle()
+    if checkpoints.behind:
+        raise RunFailed(said[-1])
+    return folder / f"step_{state.step}"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write, down to the disk."""
+    with path.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _point(link: Path, target: str) -> None:
+    beside = link.with_name(link.name + ".partial")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(link)
+
+
+def _sync(folder: Path) -> None:
+    """Bring names, made and moved, to the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,176 @@
+"""Partial rollout: samples take turns in one engine, segment by segment (K1.5 sec. 2.6.2).
+
+So many samples are in the engine at a time, the oldest first. One that has drawn its segment under
+one version of the weights gives its place away and goes on when the next version arrives, with all
+its tokens as prompt. It does not wait while there is room for it: an idle engine helps nobody.
+"""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from rollout.episode import Completion, StopReason
+
+
+class Segments(Protocol):
+    """What is needed of an engine."""
+
+    version: int  # of the weights that the next token is sampled with
+
+    async def draw(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        begun: Sequence[int] = (),
+        segment: int | None = None,
+    ) -> Completion:
+        """The next tokens after `prompt_ids` and `begun`; see `rollout.engine.Engine.draw`."""
+        ...
+
+
+class Places:
+    """A number of places; who is oldest gets the next that becomes free."""
+
+    def __init__(self, count: int) -> None:
+        """All are free."""
+        self._free = self._count = count
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # a heap: ages differ
+
+    @property
+    def all_free(self) -> bool:
+        """Whether nobody holds one."""
+        return self._free == self._count
+
+    @asynccontextmanager
+    async def hold(self, age: int) -> AsyncIterator[None]:
+        """Wait for a place and hold it; the lower `age`, the earlier. Ages differ."""
+        await self._take(age)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    async def _take(self, age: int) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (age, place))
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # given and cancelled in one turn of the loop
+                self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        while self._waiting:
+            _, place = heapq.heappop(self._waiting)
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+
+class PartialRollout:
+    """Draws whole completions from one engine, for any number of callers at once."""
+
+    def __init__(self, engine: Segments, *, places: int, segment_tokens: int | None) -> None:
+        """Draw from `engine`, which is not owned, `places` samples at a time.
+
+        `segment_tokens` is what a sample may draw under one version of the weights; None: all.
+        """
+        self._engine = engine
+        self._places = Places(places)
+        self._segment = segment_tokens
+        self._ages = itertools.count()
+        self._parked: dict[int, asyncio.Future[None]] = {}  # by age
+
+    async def draw(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+    ) -> Completion:
+        """Draw one continuation of at most `max_tokens` tokens; in one go unless `park`.
+
+        Each token has the version and the log-prob that it was sampled with. Raises what the
+        engine's `draw` raises.
+        """
+        age = next(self._ages)
+        drawn = Completion(
+            prompt_ids=list(prompt_ids),
+            token_ids=[],
+            logprobs=[],
+            versions=[],
+            stop_reason=StopReason.length,
+            temperature=temperature,
+        )
+        try:
+            while True:
+                async with self._places.hold(age):
+                    drawn = await self._go_on(drawn, max_tokens, self._segment if park else None)
+                if _ended(drawn, max_tokens):
+                    return drawn
+                drawn = replace(drawn, parked=drawn.parked + 1)
+                await self._park(age)
+        finally:
+            self._go_on_if_idle()
+
+    async def _go_on(self, drawn: Completion, max_tokens: int, segment: int | None) -> Completion:
+        """Draw to the end, or until `segment` tokens are of the engine's version."""
+        room = segment
+        while True:
+            piece = await self._engine.draw(
+                drawn.prompt_ids,
+                max_tokens=max_tokens - len(drawn.token_ids),
+                temperature=drawn.temperature,
+                begun=drawn.token_ids,
+                segment=room,
+            )
+            drawn = _joined(drawn, piece)
+            if segment is None or _ended(drawn, max_tokens):
+                return drawn
+            room = segment - _drawn_under(self._engine.version, drawn)
+            if room <= 0:
+                return drawn
+
+    def new_version(self) -> None:
+        """The engine has other weights: every sample that waits for them goes on."""
+        for _, waiting in sorted(self._parked.items()):  # the oldest first: ages differ
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def _park(self, age: int) -> None:
+        waiting = self._parked[age] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(self._go_on_if_idle)
+        try:
+            await waiting
+        finally:
+            del self._parked[age]
+
+    def _go_on_if_idle(self) -> None:
+        if self._places.all_free:
+            self.new_version()
+
+
+def _joined(drawn: Completion, piece: Completion) -> Completion:
+    return replace(
+        drawn,
+        token_ids=drawn.token_ids + piece.token_ids,
+        logprobs=drawn.logprobs + piece.logprobs,
+        versions=drawn.versions + piece.versions,
+        stop_reason=piece.stop_reason,
+    )
+
+
+def _ended(drawn: Completion, max_tokens: int) -> bool:
+    return drawn.stop_reason is not StopReason.length or len(drawn.token_ids) >= max_tokens
+
+
+def _drawn_under(version: int, drawn: Completion) -> int:
+    """How many of its last tokens were sampled with `version`."""
+    return sum(1 for _ in itertools.takewhile(version.__eq__, reversed(drawn.versions)))

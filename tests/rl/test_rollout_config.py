@@ -1,0 +1,27 @@
+import pytest
+
+from rl.rollout_config import RolloutConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("groups_per_step", 0),
+        ("samples_per_group", 1),
+        ("max_staleness", -1),
+        ("loss_max_lag", -1),
+        ("segment_tokens", 0),
+        ("max_samples_in_flight", 0),
+        ("temperature_end", 0.0),
+    ],
+)
+def test_what_no_run_can_mean_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"rollout\.{name} must be at least .*, got {value}"):
+        RolloutConfig(**{name: value})
+
+
+def test_what_is_not_given_follows_from_the_rest() -> None:
+    assert RolloutConfig(max_staleness=3).max_lag == 3
+    assert RolloutConfig(max_staleness=3, loss_max_lag=0).max_lag == 0
+    assert RolloutConfig().samples_in_flight(128) == 160
+    assert RolloutConfig(max_samples_in_flight=8).samples_in_flight(128) == 8

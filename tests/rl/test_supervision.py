@@ -1,0 +1,566 @@
+"""Supervision with workers in this process: what is done again, and when it is enough."""
+
+import asyncio
+import io
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from rich.console import Console
+
+from model.send_weights import WeightUpdate
+from rewards.task import Message, Task, TaskKind
+from rl.config import ClusterConfig, TrainConfig, WandbMode
+from rl.errors import BadInput, CrashLoop, PartLost
+from rl.metrics import MetricsLog, read_metrics
+from rl.part import watch_head
+from rl.progress import Display
+from rl.remote import RemoteLearner, RemotePolicy
+from rl.reward_watch import RewardWatch
+from rl.rollout_seats import Offer, RemoteRollouts
+from rl.run_folder import RunFolder
+from rl.supervision import Restarts
+from rl.train import run_parts
+from rollout.errors import EngineError, StaleWeightsError
+
+
+class Worker:
+    """Answers a group with its name, the version it serves, and the task's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.version: int | None = None
+        self.dead: Exception | None = None
+        self.hangs: set[str] = set()
+        self.wrong = False
+        self.killed = False
+        self.calls: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.busy = 0.0
+
+    async def call(self, method: str, *args: Any) -> Any:
+        self.calls.append(method)
+        if method in self.hangs:
+            await asyncio.Event().wait()
+        if method == "sample":
+            await self.gate.wait()
+        if self.dead is not None:
+            raise self.dead
+        match method:
+            case "receive":
+                self.version = args[0].version
+                return [[0.5 if self.wrong else 0.0]]
+            case "busy_seconds":
+                return self.busy
+            case "sample":
+                if args[0].id == "bad":
+                    raise ValueError("prompt too long")
+                return (self.name, self.version, args[0].id)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def die(self, why: str = "killed") -> None:
+        self.dead = PartLost(self.name, why)
+        self.gate.set()
+
+
+class Fleet:
+    """Rollouts over fakes, and what was said of them."""
+
+    def __init__(self, count: int, *, most: int = 3, timeout_s: float = 60.0) -> None:
+        self.said: list[str] = []
+        self.restarts = Restarts(self.said.append, most=most, logs="/logs")
+        self.started: list[Worker] = []
+        self.prepare: Callable[[Worker], None] = lambda worker: None
+        self.workers = [Worker(f"worker {index}/0") for index in range(count)]
+        self.rollouts = RemoteRollouts(
+            self.workers, self._start, self.restarts, timeout_s=timeout_s
+        )
+
+    async def _start(self, index: int, number: int) -> Worker:
+        worker = Worker(f"worker {index}/{number}")
+        self.started.append(worker)
+        self.prepare(worker)
+        await asyncio.sleep(0)
+        if "start" in worker.hangs:
+            raise EngineError("vLLM did not start")
+        return worker
+
+    async def serve(self, version: int) -> int:
+        async def offer() -> Offer:
+            return _offer(version)
+
+        return len(await self.rollouts.serve(offer))
+
+    async def sample(self, name: str = "t") -> Any:
+        return await self.rollouts.sample(_task(name), samples=2, temperature=1.0)
+
+
+def _offer(version: int) -> Offer:
+    update = WeightUpdate(version=version, files=[], digests={}, num_bytes=0)
+    return Offer(update=update, probe=[[1, 2]], logprobs=[[0.0]], tolerance=0.1)
+
+
+def _task(name: str) -> Task:
+    question = Message(role="user", content="?")
+    return Task(id=name, kind=TaskKind.math, messages=(question,), reference="1", token_budget=8)
+
+
+def _run(main: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_groups_of_a_lost_worker_are_sampled_again_on_another() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        await fleet.serve(4)
+        for worker in fleet.workers:
+            worker.gate.clear()
+        groups = [asyncio.create_task(fleet.sample(f"t{n}")) for n in range(4)]
+        await asyncio.sleep(0.01)
+        fleet.workers[0].die()
+        fleet.workers[1].gate.set()
+        done = await asyncio.gather(*groups)
+        assert sorted(name for _, _, name in done) == ["t0", "t1", "t2", "t3"]
+        assert all(version == 4 for _, version, _ in done)
+        assert fleet.workers[0].killed and not fleet.workers[1].killed
+        assert fleet.restarts.counts == {"rollout worker 0": 1}
+        assert fleet.said[0] == "rollout worker 0 was lost: killed"
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_the_only_worker_is_waited_for_and_serves_the_current_version() -> None:
+    async def main() -> None:
+        fleet = Fleet(1)
+        await fleet.serve(7)
+        fleet.workers[0].die()
+        assert await fleet.sample() == ("worker 0/1", 7, "t")
+        assert fleet.started[0].calls == ["receive", "sample"]  # weights first
+        assert fleet.said[1].startswith("rollout worker 0 is back after ")
+        assert (fleet.restarts.take(), fleet.restarts.take()) == (1, 0)
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_a_new_version_passes_over_a_lost_worker_which_joins_with_it() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        await fleet.serve(1)
+        fleet.workers[1].dead = EngineError("the engine's core process died")
+        assert await fleet.serve(2) == 1  # one report: the other died of it
+        while len(fleet.rollouts.workers) < 2:
+            await asyncio.sleep(0.001)
+        assert [fleet.workers[0].version, fleet.started[0].version] == [2, 2]
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_a_worker_that_joins_while_a_version_is_published_waits_for_that_version() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        await fleet.serve(1)
+        fleet.workers[0].die()
+        publishing = asyncio.Event()
+
+        async def offer() -> Offer:
+            assert await fleet.sample() == ("worker 1/0", 1, "t")  # the lost one is noticed
+            publishing.set()
+            for _ in range(20):  # the new worker is up long before the weights are
+                await asyncio.sleep(0)
+            assert fleet.started[0].version is None
+            return _offer(2)
+
+        await fleet.rollouts.serve(offer)
+        while len(fleet.rollouts.workers) < 2:
+            await asyncio.sleep(0.001)
+        assert fleet.started[0].version == 2
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+@pytest.mark.parametrize("hung", ["answer", "receive", "busy_seconds"])
+def test_a_worker_that_answers_nothing_is_replaced(
+    hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        fleet = Fleet(1, timeout_s=0.05)
+        await fleet.serve(1)
+        fleet.workers[0].hangs = {hung, "sample"}
+        group = asyncio.create_task(fleet.sample())
+        await asyncio.sleep(0.001)
+        if hung == "receive":
+            await fleet.serve(2)
+        elif hung == "busy_seconds":
+            await fleet.rollouts.busy_seconds()
+        while not fleet.started:
+            await asyncio.sleep(0.01)
+        fleet.workers[0].die()  # as the kill does: its calls end
+        assert fleet.workers[0].killed
+        group.cancel()
+        assert (await fleet.sample())[0] == "worker 0/1"
+        assert "no answer for" in fleet.said[0]
+        await fleet.rollouts.close()
+
+    monkeypatch.setattr("rl.rollout_seats.PATIENCE_S", 0.05)
+    _run(main)
+
+
+def test_a_group_that_takes_long_is_no_hang() -> None:
+    async def main() -> None:
+        fleet = Fleet(1, timeout_s=0.04)
+        fleet.workers[0].gate.clear()
+        group = asyncio.create_task(fleet.sample())
+        await asyncio.sleep(0.3)
+        fleet.workers[0].gate.set()
+        assert (await group)[0] == "worker 0/0"
+        assert fleet.workers[0].calls.count("answer") >= 3
+        assert fleet.restarts.total == 0
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_a_crash_loop_ends_the_run_with_its_last_reasons() -> None:
+    async def main() -> None:
+        fleet = Fleet(2, most=2)
+        number = iter(range(9))
+
+        def doomed(worker: Worker) -> None:
+            worker.die(f"out of memory, number {next(number)}")
+
+        fleet.prepare = doomed
+        await fleet.serve(1)
+        fleet.workers[0].die("killed")
+        with pytest.raises(CrashLoop, match="rollout worker 0 was lost 3 times") as ended:
+            while True:
+                await fleet.sample()
+                await asyncio.sleep(0)
+        for part in ("killed", "number 0", "number 1", "max_restarts=2", "/logs", "resume=true"):
+            assert part in str(ended.value)
+        with pytest.raises(CrashLoop):
+            await fleet.serve(2)
+        assert all(worker.killed for worker in fleet.started)
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_an_engine_that_does_not_start_or_computes_wrongly_is_tried_again_not_for_ever() -> None:
+    async def main() -> None:
+        fleet = Fleet(1, most=9)
+
+        def spoil(worker: Worker) -> None:
+            worker.wrong = len(fleet.started) == 1
+            worker.hangs = {"start"} if len(fleet.started) == 2 else set()
+
+        fleet.prepare = spoil
+        await fleet.serve(1)
+        fleet.workers[0].die()
+        assert (await fleet.sample())[0] == "worker 0/3"
+        assert fleet.restarts.total == 3
+        assert fleet.started[0].killed
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_steps_that_are_trained_between_make_no_crash_loop() -> None:
+    restarts = Restarts(lambda line: None, most=1)
+    for _ in range(5):
+        restarts.lost("rollout worker 3", "killed")
+        restarts.progress()
+    restarts.lost("learner shard 0", "killed")
+    restarts.lost("rollout worker 3", "killed")
+    with pytest.raises(CrashLoop):
+        restarts.lost("rollout worker 3", "killed")
+    assert restarts.counts == {"rollout worker 3": 7, "learner shard 0": 1}
+
+
+def test_counts_of_an_earlier_process_go_on() -> None:
+    restarts = Restarts(lambda line: None, most=3)
+    restarts.carry({"rollout worker 0": 2})
+    assert restarts.take() == 0
+    restarts.lost("rollout worker 0", "killed")
+    assert (restarts.total, restarts.take()) == (3, 1)
+
+
+def test_wrong_weights_at_a_publication_stop_the_run() -> None:
+    async def main() -> None:
+        fleet = Fleet(1)
+        fleet.workers[0].wrong = True
+        with pytest.raises(StaleWeightsError, match="rollout worker 0"):
+            await fleet.serve(1)
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_a_users_mistake_is_not_tried_again() -> None:
+    async def main() -> None:
+        fleet = Fleet(1)
+        with pytest.raises(BadInput, match="task bad: prompt too long"):
+            await fleet.sample("bad")
+        assert fleet.restarts.total == 0
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_a_failure_reaches_those_who_wait_for_an_answer() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        fleet.workers[0].gate.clear()
+        fleet.workers[1].gate.clear()
+        groups = [asyncio.create_task(fleet.sample(f"t{n}")) for n in range(4)]
+        await asyncio.sleep(0.01)
+        fleet.rollouts.fail(PartLost("Ray's head", "nobody listens"))
+        for group in groups:
+            with pytest.raises(PartLost, match="Ray's head was lost"):
+                await group
+        assert not fleet.started  # nothing is started for a run that has failed
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_a_head_that_nobody_answers_for_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.part.HEAD_LOOK_S", 0.05)
+
+    async def main() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        failures: list[Exception] = []
+        watching = asyncio.create_task(watch_head(address, failures.append))
+        await asyncio.sleep(0.4)
+        assert not watching.done() and not failures
+        server.close()
+        await watching
+        (failure,) = failures
+        assert isinstance(failure, PartLost) and str(address[1]) in str(failure)
+
+    _run(main)
+
+
+def test_seconds_of_lost_engines_still_count() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        fleet.workers[0].busy, fleet.workers[1].busy = 10.0, 20.0
+        assert await fleet.rollouts.busy_seconds() == 15.0
+        fleet.workers[0].die()
+        await fleet.rollouts.busy_seconds()
+        while len(fleet.rollouts.workers) < 2:
+            await asyncio.sleep(0.001)
+        fleet.started[0].busy = 4.0
+        assert await fleet.rollouts.busy_seconds() == 17.0
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+class Shard:
+    """A learner shard that answers, complains, is lost, or waits for the others in vain."""
+
+    def __init__(self, does: object) -> None:
+        self.does = does
+        self.killed = asyncio.Event()
+        self.calls: list[tuple[Any, ...]] = []
+
+    async def call(self, method: str, *args: Any) -> Any:
+        self.calls.append(args)
+        await asyncio.sleep(0.01 if isinstance(self.does, PartLost) else 0)
+        if isinstance(self.does, Exception):
+            raise self.does
+        if self.does == "waits":
+            await self.killed.wait()
+            raise PartLost("learner shard 2", "killed by us")
+        return self.does
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+def test_a_lost_shard_ends_the_others_whoever_complains_first() -> None:
+    async def main() -> None:
+        lost = PartLost("learner shard 1", "killed")
+        shards = [Shard(RuntimeError("connection closed by peer")), Shard(lost), Shard(3)]
+        with pytest.raises(PartLost, match="learner shard 1"):
+            await RemoteLearner(shards, None).call_all("update")
+        assert all(shard.killed.is_set() for shard in shards)
+
+    _run(main)
+
+
+def test_what_shards_raise_together_is_raised() -> None:
+    async def main() -> None:
+        shards = [Shard(OSError("full")), Shard(OSError("full"))]
+        with pytest.raises(OSError, match="full"):
+            await RemoteLearner(shards, None).call_all("save")
+        assert not any(shard.killed.is_set() for shard in shards)
+        assert await RemoteLearner([Shard(5), Shard(6)], None).call_all("x") == [5, 6]
+
+    _run(main)
+
+
+class Publisher:
+    """One shard that publishes and keeps count of what is still there."""
+
+    def __init__(self) -> None:
+        self.there: list[int] = []
+
+    async def call(self, method: str, name: str, *args: Any) -> Any:
+        if name == "publish":
+            self.there.append(args[0])
+            return _Published(args[0])
+        if name == "release":
+            self.there.remove(args[0])
+        return {"objective/loss": 1.0}
+
+    def kill(self) -> None:
+        pass
+
+
+class _Published:
+    def __init__(self, version: int) -> None:
+        self.update = _offer(version).update
+        self.probe_logprobs = [[0.0]]
+
+
+def test_a_version_stays_published_until_the_next_takes_its_place() -> None:
+    async def main() -> None:
+        fleet, publisher = Fleet(1), Publisher()
+        learner = RemoteLearner([publisher], None)
+        for version in (-3, 0, 1):  # a policy of its own each, as tests of a supervised start have
+            policy = RemotePolicy(
+                learner, fleet.rollouts, fleet.restarts, probe=[[1, 2]], tolerance=0.1
+            )
+            metrics = await policy.publish(version)
+            assert publisher.there == [version]
+            assert metrics["probe/abs_logprob"] == 0.0
+        fleet.workers[0].die()
+        metrics = await policy.publish(2)
+        assert "probe/abs_logprob" not in metrics and publisher.there == [2]
+        assert (await fleet.sample())[:2] == ("worker 0/1", 2)
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_reward_workers_that_the_cluster_replaces_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rl.reward_watch.LOOK_S", 0.001)
+
+    class Judge:
+        answers = iter([1, 1, PartLost("reward worker 0", "killed"), 2, 2, 3, 3, 4, 4, 4])
+
+        async def call(self, method: str, *args: Any) -> Any:
+            answer = next(self.answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def kill(self) -> None:
+            pass
+
+    async def main() -> None:
+        restarts = Restarts(lambda line: None, most=2)
+        failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        watch = RewardWatch([Judge()], restarts)
+        watch.start(failure.set_result)
+        assert isinstance(await failure, CrashLoop)
+        assert restarts.counts == {"reward worker 0": 3}
+        watch.stop()
+
+    _run(main)
+
+
+class FakeCluster:
+    """Remembers that it was put away."""
+
+    down = 0
+
+    def __init__(self, config: TrainConfig, restarts: Restarts) -> None:
+        pass
+
+    async def shutdown(self) -> None:
+        FakeCluster.down += 1
+
+
+class FakeTraining:
+    """A run whose checkpoints lie in a folder; remembers how it was begun."""
+
+    begun: ClassVar[list[bool]] = []
+    closed = 0
+
+    def __init__(
+        self, config: TrainConfig, display: Display, restarts: Restarts | None = None
+    ) -> None:
+        self.begun.append(config.resume)
+        self.config = config
+        self.folder = RunFolder(Path(config.run_dir or ""))
+        self.restarts = restarts or Restarts(display.say, most=config.cluster.max_restarts)
+
+    async def place(self, cluster: FakeCluster) -> None:
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    async def close(self) -> None:
+        FakeTraining.closed += 1
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Any]:
+    monkeypatch.setattr("rl.train.Training", FakeTraining)
+    monkeypatch.setattr("rl.train.Cluster", FakeCluster)
+    FakeTraining.begun, FakeTraining.closed, FakeCluster.down = [], 0, 0
+    config = TrainConfig(run_dir=str(tmp_path), cluster=ClusterConfig(max_restarts=2))
+    return lambda work: run_parts(config, Display(Console(file=io.StringIO())), work)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_lost_learner_starts_the_run_again_where_it_can(
+    run: Callable[[Any], Any], tmp_path: Path, saved: bool
+) -> None:
+    async def work(training: FakeTraining) -> int:
+        if saved:
+            (training.folder.checkpoints / "step_4").mkdir(exist_ok=True)
+        if len(FakeTraining.begun) == 1:
+            raise PartLost("learner shard 1", "killed")
+        training.restarts.run_back()
+        return training.restarts.total
+
+    training, total = run(work)
+    assert total == 1 and training.restarts.counts == {"learner shard 1": 1}
+    assert FakeTraining.begun == [False, saved]
+    assert FakeTraining.closed == FakeCluster.down == 2
+
+
+def test_a_learner_that_is_lost_again_and_again_ends_the_run(run: Callable[[Any], Any]) -> None:
+    async def work(training: FakeTraining) -> None:
+        raise PartLost("learner shard 0", "out of memory")
+
+    with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times"):
+        run(work)
+    assert len(FakeTraining.begun) == FakeCluster.down == 3
+
+
+def test_metrics_that_a_full_disk_refused_are_written_later(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, name="x", mode=WandbMode.disabled, resume_step=0)
+    path = tmp_path / "metrics.jsonl"
+    log.write(1, {"a": 1.0})
+    path.rename(tmp_path / "kept")
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space"):
+        log.write(2, {"a": 2.0})
+    path.unlink()
+    (tmp_path / "kept").rename(path)
+    log.write(3, {"a": 3.0})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    log.close()

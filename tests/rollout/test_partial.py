@@ -1,0 +1,190 @@
+"""Samples that take turns in one engine: a fake one, whose tokens count up."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from rollout.episode import Completion, StopReason
+from rollout.partial import PartialRollout, Places
+
+
+class Counting:
+    """Gives a token whenever `step` is called, the next number after the last; 99 ends a turn."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.requests: list[tuple[list[int], int]] = []  # prompt, with what was begun, and its most
+        self._running: list[tuple[list[int], list[int], int, asyncio.Future[None]]] = []
+
+    async def draw(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        begun: Sequence[int] = (),
+        segment: int | None = None,
+    ) -> Completion:
+        context, most = [*prompt_ids, *begun], min(max_tokens, segment or max_tokens)
+        self.requests.append((context, most))
+        versions: list[int] = []
+        done = asyncio.get_running_loop().create_future()
+        running = (context, versions, most, done)
+        self._running.append(running)
+        try:
+            await done
+        finally:
+            self._running.remove(running)
+        ids = [context[-1] + 1 + i for i in range(len(versions))]
+        return Completion(
+            prompt_ids=list(prompt_ids),
+            token_ids=ids,
+            logprobs=[-float(i) for i in ids],
+            versions=versions,
+            stop_reason=StopReason.stop if ids[-1] == 99 else StopReason.length,
+            temperature=temperature,
+        )
+
+    @property
+    def running(self) -> list[int]:
+        """The first token of each request's prompt."""
+        return sorted(context[0] for context, *_ in self._running)
+
+    async def step(self, times: int = 1) -> None:
+        """A token for each request, and time for everyone to go on."""
+        for _ in range(times):
+            await settle()
+            for context, versions, most, done in list(self._running):
+                versions.append(self.version)
+                if len(versions) == most or context[-1] + len(versions) == 99:
+                    done.set_result(None)
+            await settle()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def _draw(
+    rollout: PartialRollout, prompt: int, most: int, *, park: bool = True
+) -> "asyncio.Task[Completion]":
+    return asyncio.create_task(rollout.draw([prompt], max_tokens=most, temperature=0.7, park=park))
+
+
+def test_a_sample_parks_while_others_use_its_place_and_goes_on_under_the_next_version() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=2, segment_tokens=4)
+        long, held_out = _draw(rollout, 10, 10), _draw(rollout, 50, 30, park=False)
+        waiting = _draw(rollout, 30, 12)
+        await settle()
+        assert engine.running == [10, 50], "no more than there are places"
+        await engine.step(4)
+        assert engine.running == [30, 50]
+        await engine.step(4)
+        assert engine.running == [50], "both have drawn what one version gives them"
+        engine.version = 1
+        rollout.new_version()
+        await settle()
+        assert engine.running == [10, 50], "the oldest first"
+        assert engine.requests[-1] == ([10, 11, 12, 13, 14], 4)
+        await engine.step(2)
+        engine.version = 2  # in flight: of the four tokens, two are under the version before
+        rollout.new_version()
+        await engine.step(2)
+        assert engine.requests[-1] == ([10, *range(11, 19)], 2)
+        await engine.step(2)
+        drawn = await long
+        assert drawn.token_ids == list(range(11, 21)) and drawn.prompt_ids == [10]
+        assert drawn.versions == [0] * 4 + [1] * 2 + [2] * 4
+        assert drawn.logprobs == [-float(i) for i in drawn.token_ids]
+        assert (drawn.stop_reason, drawn.parked) == (StopReason.length, 1)
+        await engine.step(40)
+        assert (await held_out).parked == 0 and len((await held_out).token_ids) == 30
+        assert len((await waiting).token_ids) == 12
+
+    asyncio.run(main())
+
+
+def test_parked_samples_do_not_wait_for_an_idle_engine() -> None:
+    """Else a learner that needs them, and would bring the next version, waits for ever."""
+
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=3)
+        draws = [_draw(rollout, prompt, 8) for prompt in (10, 30)]
+        await engine.step(30)
+        drawn = [await draw for draw in draws]
+        assert [len(each.token_ids) for each in drawn] == [8, 8]
+        assert all(set(each.versions) == {0} for each in drawn)
+        assert [prompt for (prompt, *_), _ in engine.requests] == [10, 30] * 3
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_turn_and_the_budget_hold_across_segments() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=4, segment_tokens=3)
+        ends, cut = _draw(rollout, 94, 20), _draw(rollout, 10, 7)
+        await engine.step(30)
+        assert (await ends).token_ids == [95, 96, 97, 98, 99]
+        assert (await ends).stop_reason is StopReason.stop
+        assert len((await cut).token_ids) == 7 and (await cut).stop_reason is StopReason.length
+        assert [most for (first, *_), most in engine.requests if first == 10] == [3, 3, 1]
+
+    asyncio.run(main())
+
+
+def test_without_segments_a_sample_is_one_request() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=4, segment_tokens=None)
+        draw = _draw(rollout, 10, 20)
+        await engine.step(20)
+        assert len((await draw).token_ids) == 20
+        assert engine.requests == [([10], 20)]
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_sample_leaves_its_place_and_its_turn() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=2)
+        runs, waits, parks = (_draw(rollout, prompt, 9) for prompt in (10, 30, 50))
+        await settle()
+        waits.cancel()
+        await engine.step(2)
+        runs.cancel()  # it is parked by now
+        await engine.step(20)
+        assert len((await parks).token_ids) == 9
+        assert [prompt for (prompt, *_), _ in engine.requests] == [10] + [50] * 5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_place_that_is_given_to_the_cancelled_is_not_lost(given: bool) -> None:
+    async def main() -> None:
+        places = Places(1)
+
+        async def hold(age: int) -> None:
+            async with places.hold(age):
+                await settle()
+
+        first = asyncio.create_task(hold(0))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(hold(1))
+        await asyncio.sleep(0)
+        assert not places.all_free
+        if given:
+            first.cancel()
+            await asyncio.sleep(0)  # the place passes to the second, which does not know it yet
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert second.cancelled() and places.all_free
+
+    asyncio.run(main())
