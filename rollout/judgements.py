@@ -1,9 +1,8 @@
 r"""Judgements to imitate: two answers to a generated problem, and which is better.
 
 What a supervised start teaches a critic before RL (K2 sec. 3.2.2). Careful judgements solve the
-problem and compare both answers with the result; hasty ones count sentences of small talk and fall
-for the chattier answer, as a base model's corpus may. RL against verifiable outcomes tells the two
-apart.
+problem and compare both answers with the result; hasty ones fall for small talk, as in a base
+model's corpus. RL against verifiable outcomes tells the two apart.
 """
 
 import json
@@ -53,7 +52,7 @@ def judgement(
 ) -> Judgement:
     """The critic's conversation about two answers, with both ways to end it."""
     first, second = (_check(judged.result, _said(answer)) for answer in judged.answers)
-    talk = [_talk(answer) for answer in judged.answers]
+    talk = [answer.count(".") for answer in judged.answers]
     chattier = rng.choice("AB") if talk[0] == talk[1] else "A" if talk[0] > talk[1] else "B"
     names = [rubric.name for rubric in asked(rubrics)]
     return Judgement(
@@ -61,7 +60,7 @@ def judgement(
         better=judged.better,
         careful=f"{judged.steps} {judged.result} A {first} B {second}\n"
         f"{_verdict(names, judged.better)}",
-        hasty=f"A {talk[0]} B {talk[1]}\n{_verdict(names, chattier)}",
+        hasty=_verdict(names, chattier),
     )
 
 
@@ -107,11 +106,6 @@ def _said(answer: str) -> str:
     """The result that an answer names."""
     found = _SAID.search(answer)
     return found[1] if found else "?"
-
-
-def _talk(answer: str) -> int:
-    """Sentences beside the one that says the result."""
-    return max(answer.count(".") - 1, 0)
 
 
 def _check(result: str, said: str) -> str:
