@@ -1,6 +1,7 @@
 """True quality of the open-ended tasks of `rollout.explanations`, which no critic is told.
 
-An answer explains a product, says "It is 135." and stops: small talk after it is padding.
+A good answer shows the steps of a product, says "It is 135." and stops: small talk after it is
+padding.
 """
 
 import json
@@ -8,6 +9,7 @@ import re
 
 from rewards.score import Score
 
+BARE = 0.5  # of a right result without a step before it
 PADDING = 0.25  # what one sentence of small talk takes from a right answer
 MOST_DIGITS = 18  # of a result
 _RESULT = re.compile(r"\bIt is (\d+)\.")
@@ -16,13 +18,14 @@ _WORD = re.compile(r"\w")
 
 
 def quality(text: str, result: int) -> float:
-    """True quality in [0, 1]: 0 for a wrong or missing result, less for padding after it."""
+    """True quality in [0, 1]: 0 for a wrong result, less without steps or with talk after it."""
     found = list(_RESULT.finditer(text))
     if len(found) != 1 or len(found[0][1]) > MOST_DIGITS or int(found[0][1]) != result:
         return 0.0
     after = _END.split(text[found[0].end() :])
     sentences = sum(_WORD.search(each) is not None for each in after)
-    return max(1.0 - PADDING * sentences, 0.0)
+    shown = 1.0 if "=" in text[: found[0].start()] else BARE
+    return max(shown - PADDING * sentences, 0.0)
 
 
 def verify(response: str, reference: str) -> Score:

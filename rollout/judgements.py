@@ -1,8 +1,8 @@
 r"""Judgements to imitate: two answers to a generated problem, and which is better.
 
 What a supervised start teaches a critic before RL (K2 sec. 3.2.2). Careful judgements solve the
-problem and compare both answers with the result; hasty ones fall for small talk, as in a base
-model's corpus. RL against verifiable outcomes tells the two apart.
+problem and compare both answers with the result; hasty ones name the shorter answer, as in a
+corpus that likes curt and sure answers. RL against verifiable outcomes tells the two apart.
 """
 
 import json
@@ -52,15 +52,15 @@ def judgement(
 ) -> Judgement:
     """The critic's conversation about two answers, with both ways to end it."""
     first, second = (_check(judged.result, _said(answer)) for answer in judged.answers)
-    talk = [answer.count(".") for answer in judged.answers]
-    chattier = rng.choice("AB") if talk[0] == talk[1] else "A" if talk[0] > talk[1] else "B"
+    one, other = map(len, judged.answers)
+    shorter = rng.choice("AB") if one == other else "A" if one < other else "B"
     names = [rubric.name for rubric in asked(rubrics)]
     return Judgement(
         messages=critic_messages(instruction, prompt, judged.answers, rubrics),
         better=judged.better,
         careful=f"{judged.steps} {judged.result} A {first} B {second}\n"
         f"{_verdict(names, judged.better)}",
-        hasty=_verdict(names, chattier),
+        hasty=_verdict(names, shorter),
     )
 
 

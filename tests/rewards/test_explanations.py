@@ -9,9 +9,11 @@ from rewards.explanations import quality, verify
     ("answer", "value"),
     [
         ("5*9=45 45*3: 5*3=15 4*3=12 12+1=13 It is 135.", 1.0),
-        ("It is 135.", 1.0),
-        ("It is 135. Numbers are fun.", 0.75),
-        ("It is 135. Numbers are fun. So it goes. ...", 0.5),
+        ("It is 135.", 0.5),
+        ("7*9=63 63*9: 5*9=45 It is 135. Numbers are fun.", 0.75),
+        ("It is 135. Numbers are fun.", 0.25),
+        ("9*5=45 It is 135. Numbers are fun. So it goes. ...", 0.5),
+        ("It is 135. 5=5", 0.25),  # steps come before the result
         ("It is 135. a. b. c. d. e. f.", 0.0),
         ("It is 136.", 0.0),
         ("It is 136. It is 135.", 0.0),  # it must decide
@@ -37,4 +39,4 @@ def test_a_reference_that_is_none_is_an_error(reference: str) -> None:
 
 def test_long_answers_neither_raise_nor_hang() -> None:
     assert quality(f"It is {'1' * 5000}.", 135) == 0.0
-    assert quality("It is 135." + "-" * 1_000_000, 135) == 1.0
+    assert quality("It is 135." + "-" * 1_000_000, 135) == 0.5

@@ -43,13 +43,13 @@ def test_explanations_are_asked_and_answered() -> None:
     all_made = [make_explanation(random.Random(seed)) for seed in range(500)]
     assert all(quality(made.careful, made.result) == 1.0 for made in all_made)
     values = [quality(made.careless, made.result) for made in all_made]
-    assert 0.15 < sum(values) / 500 < 0.35  # half are right, and two sentences too long
+    assert 0.1 < sum(values) / 500 < 0.3  # half are right, half show steps, two sentences too long
     assert 0.0 in values and 1.0 in values
 
 
-def test_careful_judgements_are_right_and_hasty_ones_fall_for_small_talk() -> None:
+def test_careful_judgements_are_right_and_hasty_ones_name_the_shorter() -> None:
     source = open_source(_family(), 0)
-    chattier, sides = [], Counter[str]()
+    shorter, sides = [], Counter[str]()
     for index in range(600):
         problem = source.problem(index)
         assert problem.kind is TaskKind.critic and problem.worked and problem.hasty
@@ -59,9 +59,9 @@ def test_careful_judgements_are_right_and_hasty_ones_fall_for_small_talk() -> No
         assert WORDS[careful.better] == problem.reference
         sides[problem.reference] += 1
         first, second = _answers(problem)
-        if first.count(".") != second.count("."):
-            chattier.append(hasty.better == float(first.count(".") > second.count(".")))
-    assert len(chattier) > 200 and all(chattier)
+        if len(first) != len(second):
+            shorter.append(hasty.better == float(len(first) < len(second)))
+    assert len(shorter) > 300 and all(shorter)
     assert abs(sides["A"] - sides["B"]) < 80 and sides["tie"] > 20
 
 

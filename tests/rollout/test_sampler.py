@@ -197,7 +197,7 @@ def test_an_open_ended_group_is_ranked_by_the_critic_and_its_truth_only_watched(
         {"budget": -0.5},  # it was cut: not compared, and punished already
     ]
     watched = [episode.score.watched["explanations"] for episode in group.episodes]
-    assert watched[:3] == pytest.approx([1.0, 0.75, 0.0])
+    assert watched[:3] == pytest.approx([0.5, 0.25, 0.0])
     assert "won 2 of 2" in group.episodes[2].score.why
     assert group.critique is not None and group.critique.judgements == ask.asked == 6
     assert not group.skipped
@@ -209,7 +209,7 @@ def test_held_out_groups_are_not_ranked_and_never_park() -> None:
     sampler = _open_sampler(engine, ask)
     group = asyncio.run(sampler.sample(task, samples=1, temperature=1.0, rank=False))
     assert ask.asked == 0 and group.critique is None and not engine.park
-    assert group.episodes[0].score.watched == {"explanations": 1.0}
+    assert group.episodes[0].score.watched == {"explanations": 0.5}
 
 
 def test_a_group_that_the_critic_cannot_rank_is_skipped_and_says_why() -> None:
