@@ -10,7 +10,7 @@ from model.causal_lm import CausalLM
 from model.formats import CheckpointError, release
 from model.k2 import K2
 from model.k2_config import K2Config, tensor_prefix
-from model.load import copy_tokenizer, write_config
+from model.load import TOKENIZER_FILES, write_config
 from model.network import Network
 from model.network_of import is_k2
 from model.shards import Checkpoint
@@ -106,11 +106,19 @@ class WeightReader:
 
 
 def write_description(
-    source: str | Path, network: Network, folder: Path, dtype: torch.dtype
+    tokenizer: Mapping[str, bytes], network: Network, folder: Path, dtype: torch.dtype
 ) -> None:
-    """config.json and tokenizer of a checkpoint of `network`, which came from `source`."""
+    """config.json of a checkpoint of `network`, and its tokenizer's files by name."""
     if isinstance(network, K2):
         write_config(network.config, folder, dtype)
     elif isinstance(network, CausalLM):
         network.config.to_json(folder / "config.json", str(dtype).removeprefix("torch."))
-    copy_tokenizer(source, folder)
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
+
+
+def read_tokenizer(source: Path) -> dict[str, bytes]:
+    """The tokenizer's files of a checkpoint, by name."""
+    return {
+        name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()
+    }

@@ -119,6 +119,7 @@ class WeightSender:
         self._made = 0
         self._last: WeightUpdate | None = None
         self._latest: list[Segment] = []  # of the last version, released or not
+        self._before: tuple[WeightUpdate | None, list[Segment]] = (None, [])  # what came before it
         self._published: dict[int, list[Segment]] = {}
         self._changes: dict[int, list[Segment]] = {}
         self._spare: list[Segment] = []  # nobody reads them any more
@@ -143,6 +144,7 @@ class WeightSender:
             raise
         self._drop(self._spare)
         self._spare = [] if self._is_published(self._last) else self._latest
+        self._before = self._last, self._latest
         self._last, self._latest = update, written
         return update
 
@@ -158,6 +160,17 @@ class WeightSender:
         if segments is not self._latest:
             self._drop(self._spare)
             self._spare = segments
+
+    def withdraw(self, version: int) -> None:
+        """Take back the last version, which no engine was told of: the one before is last again.
+
+        Raises ValueError if it is not the last one published.
+        """
+        if self._last is None or self._last.version != version or version not in self._published:
+            raise ValueError(f"version {version} is not the last one published")
+        self._spare = self._published.pop(version)
+        self._drop(self._changes.pop(version, []))
+        self._last, self._latest = self._before
 
     def close(self) -> None:
         """Remove everything. May be called twice."""

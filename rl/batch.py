@@ -3,9 +3,11 @@
 T is the number of packed tokens, S the number of sequences, N the number of loss tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -43,18 +45,23 @@ def pack(samples: Sequence[Sample]) -> Batch:
         raise ValueError("cannot pack a batch of no samples")
     if any(sample.loss_mask[0] for sample in samples):
         raise ValueError("the first token of a sample cannot be in the loss: no token precedes it")
-    mask = [flag for s in samples for flag in s.loss_mask]
+    mask = _flat([s.loss_mask for s in samples], np.bool_)
     return Batch(
-        ids=torch.tensor([i for s in samples for i in s.ids]),
-        loss_mask=torch.tensor(mask),
-        behaviour_logprobs=torch.tensor([p for s in samples for p in s.behaviour_logprobs]),
-        versions=torch.tensor([v for s in samples for v in s.versions]),
+        ids=_flat([s.ids for s in samples], np.int64),
+        loss_mask=mask,
+        behaviour_logprobs=_flat([s.behaviour_logprobs for s in samples], np.float32),
+        versions=_flat([s.versions for s in samples], np.int64),
         advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
         temperatures=torch.tensor([s.temperature for s in samples], dtype=torch.float32),
         lengths=[len(s.ids) for s in samples],
         total_sequences=len(samples),
-        total_loss_tokens=sum(mask),
+        total_loss_tokens=int(mask.sum()),
     )
+
+
+def _flat(lists: Iterable[Iterable[float]], dtype: type[np.generic]) -> Tensor:
+    """End to end; `torch.tensor` of a list takes ten times as long, and a step has millions."""
+    return torch.from_numpy(np.fromiter(chain.from_iterable(lists), dtype))
 
 
 def share_of(batch: Batch, rank: int, size: int) -> Batch | None:

@@ -24,15 +24,8 @@ class Finished:
 
     position: int
     group: Group | None
+    newest: int | None  # version of its newest token; None if it is not to be trained on
     since: float  # the event loop's time
-
-    @property
-    def newest(self) -> int | None:
-        """The version of its newest token; None if it is not to be trained on."""
-        if self.group is None or self.group.skipped:
-            return None
-        versions = (v for e in self.group.episodes for v in e.completion.versions)
-        return max(versions, default=None)
 
 
 class GroupBuffer:
@@ -91,7 +84,8 @@ class GroupBuffer:
         async with self._changed:
             self._journal.finish(position)
             now = asyncio.get_running_loop().time()
-            finished = Finished(position=position, group=group, since=now)
+            newest = _newest(group)  # once: it goes through every token
+            finished = Finished(position=position, group=group, newest=newest, since=now)
             started = self._running.pop(position)
             if finished.newest is not None and finished.newest < started:
                 raise RunFailed(
@@ -166,3 +160,10 @@ class GroupBuffer:
             self._resampled += 1
         if late:
             self._changed.notify_all()
+
+
+def _newest(group: Group | None) -> int | None:
+    if group is None or group.skipped:
+        return None
+    versions = (max(e.completion.versions, default=None) for e in group.episodes)
+    return max((version for version in versions if version is not None), default=None)

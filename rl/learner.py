@@ -11,19 +11,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from model.checkpoint_reader import WeightReader, empty_network, write_description
+from model.checkpoint_reader import (
+    WeightReader,
+    empty_network,
+    read_tokenizer,
+    write_description,
+)
 from model.config import Precision, Rank
 from model.formats import CheckpointError, Quantised, release, store
 from model.parallel import Shard, StepReport, join
 from model.policy import PolicyOutput
 from model.schedule import learning_rate_at
-from model.send_weights import WeightSender
+from model.send_weights import WeightSender, WeightUpdate
 from model.shards import merge_index, write_shards
 from rl.batch import Batch
 from rl.learner_passes import Pass, Passes
-from rl.learner_spec import LearnerSpec, Published
+from rl.learner_spec import LearnerSpec, OtherShardFailed, Published
 from rl.mismatch import mismatch_metrics
 from rl.objective_config import OldLogprobs
 from rl.objectives import ptx_loss
@@ -55,6 +61,8 @@ class Learner:
             count_load=spec.router_bias_rate > 0,
         )
         reader = WeightReader(spec.checkpoint, self._network)
+        # Kept: a checkpoint that a run went on from is removed when newer ones are there.
+        self._tokenizer = read_tokenizer(spec.checkpoint) if place.rank == 0 else {}
         self._shard = Shard(self._network, reader.read, spec.optimizer, spec.parallel)
         self._passes = Passes(
             self._shard,
@@ -102,7 +110,7 @@ class Learner:
             weights that the iteration starts with (`rl.mismatch`).
 
         Raises:
-            FloatingPointError: a log-prob or an attention logit is not finite.
+            FloatingPointError: too many steps in a row were passed over (`Shard.step`).
         """
         started = time.perf_counter()
         config = self._spec.objective
@@ -138,14 +146,28 @@ class Learner:
         return result
 
     def publish(self, version: int) -> Published:
-        """Write this shard's share of the weights as `version` where engines can map them."""
-        tensors = self._released(self._spec.engine_dtype)
-        self._version = version
+        """Write this shard's share of the weights as `version` where engines can map them.
+
+        Raises OSError or CheckpointError, on every shard, if one of them cannot: none has published
+        it then, and the version before is whole.
+        """
+        updates: list[WeightUpdate] = []
+
+        def send() -> None:
+            tensors = self._released(self._spec.engine_dtype)
+            try:
+                updates.append(self._sender.publish(tensors, version))
+            finally:
+                _exhaust(tensors)
+
         try:
-            update = self._sender.publish(tensors, version)
-        finally:
-            _exhaust(tensors)
-        return Published(update=update, probe_logprobs=self._probe_logprobs())
+            self._together(send)
+        except (OSError, CheckpointError):
+            if updates:
+                self._sender.withdraw(version)
+            raise
+        self._version = version
+        return Published(update=updates[0], probe_logprobs=self._probe_logprobs())
 
     def release(self, version: int) -> None:
         """Every engine has taken `version`: free its buckets."""
@@ -173,7 +195,7 @@ class Learner:
         def finish() -> None:
             if rank == 0:
                 merge_index(model, size)
-                write_description(self._spec.checkpoint, self._network, model, dtype)
+                write_description(self._tokenizer, self._network, model, dtype)
 
         self._together(write)
         self._together(finish)
@@ -204,11 +226,13 @@ class Learner:
             work()
         except (OSError, CheckpointError) as failure:
             error = failure
+        except SafetensorError as failure:  # its word for a full disk
+            error = CheckpointError(f"cannot write: {failure}")
         (failed,) = self._shard.total([float(error is not None)])
         if error is not None:
             raise error
         if failed:
-            raise CheckpointError(f"{int(failed)} other learner shards could not write")
+            raise OtherShardFailed(f"{int(failed)} other learner shards could not write")
 
     def _plan(
         self, objective: PolicyLoss, parts: Sequence[Sequence[Batch | None]]

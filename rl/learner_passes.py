@@ -69,7 +69,7 @@ class Passes:
         """One optimiser step; totals are summed over all shards.
 
         Raises:
-            FloatingPointError: a log-prob, an attention logit or a gradient is not finite.
+            FloatingPointError: too many steps in a row were passed over (`Shard.step`).
         """
         totals = {name: 0.0 for one in passes for name in one.totals} | {"unfinite": 0.0}
         logits: list[Tensor] = []

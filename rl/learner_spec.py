@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from model.config import MuonClipConfig, ParallelConfig, ScheduleConfig
+from model.formats import CheckpointError
 from model.send_weights import WeightUpdate
 from rl.objective_config import ObjectiveConfig
 
@@ -28,6 +29,10 @@ class LearnerSpec:
     int4_experts: bool
     router_bias_rate: float
     seed: int
+
+
+class OtherShardFailed(CheckpointError):
+    """What all shards do together was not done here because another shard could not; that tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,6 +137,8 @@ class Loop:
                 generating = parts.create_task(self._generate(parts))
                 await self._train(parts, on_step)
                 generating.cancel()
+                if self._measuring is not None:  # no step is left that could tell of it
+                    self._measuring.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
@@ -222,12 +224,14 @@ class Loop:
 
         A measurement never delays the learner, unless generation may not run ahead either.
         """
+        if not self._config.rollout.max_staleness:
+            return await self._course.measure(step)
+        found: Mapping[str, float] = {}
+        if self._measuring is not None and self._measuring.done():
+            found, self._measuring = self._measuring.result(), None
         if self._measuring is None:
             self._measuring = parts.create_task(self._course.measure(step))
-        if self._config.rollout.max_staleness and not self._measuring.done():
-            return {}
-        measuring, self._measuring = self._measuring, None
-        return await measuring
+        return found
 
     def _minibatches(self, step: int, groups: Sequence[Group]) -> list[Batch]:
         """The step's groups in equal shares, one per optimiser step; fewer if groups are few.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import wandb
 
 from rewards.comparison import CriticReport
@@ -147,13 +148,13 @@ def segment_metrics(groups: Sequence[Group]) -> dict[str, float]:
 def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
     """How many versions old the tokens in the loss are, and how many are too old to be in it."""
     batches = list(batches)
-    lags = [lag for b in batches for lag in (version - b.versions[b.loss_mask]).tolist()]
-    masked = sum(int(((b.versions != -1) & ~b.loss_mask).sum()) for b in batches)
-    if not lags:
+    if not any(batch.total_loss_tokens for batch in batches):
         return {}
+    lags = torch.cat([version - b.versions[b.loss_mask] for b in batches])
+    masked = sum(int(((b.versions != -1) & ~b.loss_mask).sum()) for b in batches)
     return {
-        "staleness/mean": sum(lags) / len(lags),
-        "staleness/max": float(max(lags)),
+        "staleness/mean": lags.double().mean().item(),
+        "staleness/max": float(lags.max()),
         "rollout/masked_tokens": float(masked),
     }
 

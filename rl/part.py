@@ -11,7 +11,7 @@ from rl.timeline import Span
 
 Answer = TypeVar("Answer")
 
-SPANS_S = 1.0  # nobody waits longer for what is only looked at
+SPANS_S = 10.0  # what a busy part says later is lost
 
 HEAD_LOOK_S = 5.0
 MOST_MISSED = 3

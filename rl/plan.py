@@ -120,8 +120,9 @@ def _problems(
     if engine.cached_tokens < length:
         yield Problem(part="cache", needed=length, there=engine.cached_tokens)
     if hardware.unified:
-        both = shards * (learner.total + learner.host)
-        both += config.cluster.rollout_workers * config.engine.tensor_parallel_size * engine.total
+        both = shards * (learner.total + learner.host) + learner.shared
+        each = config.engine.tensor_parallel_size * engine.total + engine.shared
+        both += config.cluster.rollout_workers * each
         if both > hardware.memory_bytes:
             yield Problem(part="host", needed=both, there=hardware.memory_bytes)
         return
@@ -129,6 +130,10 @@ def _problems(
         yield Problem(part="learner", needed=learner.total, there=hardware.memory_bytes)
     if engine.total > hardware.memory_bytes:
         yield Problem(part="engine", needed=engine.total, there=hardware.memory_bytes)
-    host = learner.host * min(shards, hardware.devices_per_node)
-    if host > hardware.host_bytes:
-        yield Problem(part="host", needed=host, there=hardware.host_bytes)
+    here = hardware.devices_per_node
+    hosts = (
+        learner.host * min(shards, here) + learner.shared,
+        engine.shared * max(1, here // config.engine.tensor_parallel_size),
+    )
+    if max(hosts) > hardware.host_bytes:
+        yield Problem(part="host", needed=max(hosts), there=hardware.host_bytes)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model.activations import Activations, Pass, activations
-from model.config import Offload, Precision
+from model.config import Offload, ParallelConfig, Precision
 from model.gqa import GqaConfig
 from model.inventory import Architecture, Role, Weight, kv_values_per_token, parameter_count
 from model.owners import cut_elements, elements, held, owned_elements
@@ -37,6 +37,7 @@ class LearnerMemory:
     transfer: int  # of weights on their way to the engines
     reserved: int
     host: int  # of the node's memory, for offloaded state and its gradients
+    shared: int  # of the node's memory, by all its ranks: versions of the weights for the engines
 
     @property
     def total(self) -> int:
@@ -54,6 +55,7 @@ class EngineMemory:
     kv_cache: int
     transfer: int
     reserved: int
+    shared: int  # of the node's memory, by the whole engine: its own copy of the weights
     kv_bytes_per_token: int
     cached_tokens: int  # that fit the cache
 
@@ -111,7 +113,34 @@ def learner_memory(
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
         host=waiting + (state if parallel.offload is Offload.cpu else 0),
+        shared=shared_bytes(config, weights, hardware),
     )
+
+
+def shared_bytes(config: TrainConfig, weights: Sequence[Weight], hardware: Hardware) -> int:
+    """Of the fullest learner node: two versions of what its shards publish take turns.
+
+    With delta, what changed between them lies beside them: as much again, at the most.
+    """
+    parallel = config.parallel
+    ranks = parallel.shards if hardware.unified else hardware.devices_per_node
+    versions = 3 if config.weights.delta else 2
+    elements = published_elements(weights, parallel, ranks)
+    return versions * elements * number_bytes(config.engine.dtype)
+
+
+def published_elements(weights: Sequence[Weight], parallel: ParallelConfig, ranks: int) -> int:
+    """What the shards of a node of so many `ranks` publish, at the most (`Shard.tensors`).
+
+    Experts that are spread come from the first that hold them, all else is dealt out tensor by
+    tensor.
+    """
+    spread = {Role.expert} if parallel.expert_parallel > 1 else set()
+    experts = sum(w.elements for w in weights if w.role in spread) // parallel.expert_parallel
+    dealt = [w.elements for w in weights if w.role not in spread]
+    shares = [sum(dealt[rank :: parallel.shards]) for rank in range(parallel.shards)]
+    nodes = [sum(shares[first : first + ranks]) for first in range(0, parallel.shards, ranks)]
+    return experts * min(ranks, parallel.expert_parallel) + max(nodes)
 
 
 def engine_memory(
@@ -123,11 +152,13 @@ def engine_memory(
     per_token = kv_values_per_token(architecture) * number_bytes(engine.dtype)
     if isinstance(architecture, GqaConfig):
         per_token //= min(ways, architecture.num_key_value_heads)
+    whole = parameter_count(architecture) * number_bytes(engine.dtype)
     return EngineMemory(
-        weights=-(-parameter_count(architecture) * number_bytes(engine.dtype) // ways),
+        weights=-(-whole // ways),
         kv_cache=engine.kv_cache_bytes,
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
+        shared=2 * whole if config.weights.delta else 0,
         kv_bytes_per_token=per_token,
         cached_tokens=engine.kv_cache_bytes // per_token,
     )

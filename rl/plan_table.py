@@ -83,6 +83,7 @@ def _learner(plan: Plan) -> Table:
         ("reserved", memory.reserved),
         ("total", memory.total),
         ("host, offloaded state", memory.host),
+        ("host, all its devices: weights for engines", memory.shared),
     ]
     return _rows("Learner device, memory", ((name, _gb(size)) for name, size in rows))
 
@@ -95,6 +96,7 @@ def _engine(plan: Plan) -> Table:
         ("weights on their way", _gb(memory.transfer)),
         ("reserved", _gb(memory.reserved)),
         ("total", _gb(memory.total)),
+        ("host, the engine's copy of the weights", _gb(memory.shared)),
         ("KV cache of a token", f"{memory.kv_bytes_per_token:,} bytes"),
         ("tokens in the cache", f"{memory.cached_tokens:,}"),
     ]

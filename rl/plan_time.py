@@ -23,12 +23,14 @@ from model.k2_config import K2Config
 from model.owners import cut_elements, owned_elements, replicas
 from rl.config import TrainConfig
 from rl.hardware import Hardware
+from rl.objective_config import OldLogprobs
 from rl.plan_memory import FLOAT32, EngineMemory, number_bytes
 
 MUON_BYTES = 2  # of a number that travels to be orthogonalised, and of its update
 # Of an element with offload: gradient to the host, direction to the device, update back, weight.
 OFFLOAD_BYTES = 14
 NVME_BYTES = 4 * FLOAT32  # momentum and float32 weight, from the disk and back to it
+FORWARDS = 2  # of a token: forward and backward; a layer that is recomputed adds one
 NEWTON_SCHULZ_STEP = (4, 2)  # products of s x s by s x L and of s x s, in flops per s s L and s s s
 
 
@@ -56,7 +58,7 @@ class Times:
     """Seconds of one iteration."""
 
     tokens: int
-    compute: float  # forward and backward
+    compute: float  # forward and backward, and the log-probs of pi_old
     experts: float  # tokens to their experts and back
     collectives: float  # gradients and weights
     newton_schulz: float
@@ -108,6 +110,19 @@ def load(config: TrainConfig, run: Pass) -> Load:
     )
 
 
+def recomputed(config: TrainConfig, given: Load) -> float:
+    """Forward passes for the log-probs of pi_old, over those of the iteration's steps.
+
+    The first minibatch meets the iteration's first weights in its own step.
+    """
+    objective = config.objective
+    if objective.old_logprobs is not OldLogprobs.learner:
+        return 0.0
+    sequences = config.rollout.groups_per_step * config.rollout.samples_per_group
+    here = math.ceil(sequences // objective.minibatches / config.parallel.shards)
+    return (objective.minibatches - 1) * here / (objective.minibatches * given.sequences)
+
+
 def traffic(
     config: TrainConfig, architecture: Architecture, weights: Sequence[Weight], run: Pass
 ) -> Traffic:
@@ -117,8 +132,8 @@ def traffic(
     dense = sum(w.elements for w in weights if w.role in (Role.matrix, Role.adamw))
     sent = dense * _ring(parallel.shards) + experts * _ring(replicas(parallel))
     layers = sum(is_moe(architecture, i) for i in range(architecture.num_hidden_layers))
-    # Dispatch and combine, forward and backward, and forward again when a layer is recomputed.
-    trips = 6 if parallel.checkpoint_layers else 4
+    # Dispatch and combine: two trips of a forward pass.
+    trips = 2 * (FORWARDS + parallel.checkpoint_layers)
     row = architecture.hidden_size * run.compute_bytes * architecture.num_experts_per_tok
     travelling = {Offload.none: 0, Offload.cpu: OFFLOAD_BYTES, Offload.nvme: NVME_BYTES}
     return Traffic(
@@ -146,7 +161,11 @@ def times(
     parallel, given = config.parallel, load(config, run)
     sent, steps = traffic(config, architecture, weights, run), config.objective.minibatches
     peak = hardware.flops if run.compute_bytes == 2 else hardware.flops_float32
-    passes = 4 if parallel.checkpoint_layers else 3
+    again = recomputed(config, given)
+    # In flops a backward pass is two forward passes; in trips to the experts it is one.
+    passes = FORWARDS + 1 + parallel.checkpoint_layers + again
+    trips = 1 + again / (FORWARDS + parallel.checkpoint_layers)
+    gathers = 1 + again / 2 if parallel.zero_stage == 3 else 1.0
     flops = passes * given.tokens * forward_flops(architecture, given.length // 2)
     link = _link(parallel.shards, hardware) * hardware.network_efficiency
     expert_link = _link(parallel.expert_parallel, hardware) * hardware.network_efficiency
@@ -158,8 +177,8 @@ def times(
     return Times(
         tokens=sequences * given.length,
         compute=steps * unbalanced * flops / (peak * hardware.train_efficiency),
-        experts=steps * unbalanced * sent.experts / expert_link,
-        collectives=steps * (sent.gradients + sent.weights) / link,
+        experts=steps * unbalanced * trips * sent.experts / expert_link,
+        collectives=steps * (sent.gradients + gathers * sent.weights) / link,
         newton_schulz=steps
         * newton_schulz_flops(weights, config.optimizer.ns_steps)
         / (parallel.shards * hardware.flops * hardware.newton_schulz_efficiency),

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from model.formats import CheckpointError
 from model.send_weights import merged
-from rl.errors import PartLost
+from rl.errors import PartLost, RunFailed
+from rl.learner_spec import OtherShardFailed
 from rl.part import Part, asked_spans
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.supervision import Restarts
@@ -26,8 +28,9 @@ async def together(
 ) -> list[Answer]:
     """The answers to one call of each shard, which may have to meet to answer.
 
-    The first error is raised. A lost shard takes the state of all with it: the others, who may
-    wait for it in vain, are ended, and `PartLost` is raised even if another complained first.
+    The first error that tells why is raised. A lost shard takes the state of all with it: the
+    others, who may wait for it in vain, are ended, and `PartLost` is raised even if another
+    complained first.
     """
     tasks = [asyncio.create_task(call) for call in calls]
     try:
@@ -41,9 +44,14 @@ async def together(
     if any(isinstance(error, PartLost) for error in errors):
         for shard in shards:
             shard.kill()
-    for error in sorted(errors, key=lambda error: not isinstance(error, PartLost)):
+    for error in sorted(errors, key=_cause):
         raise error
     return [task.result() for task in tasks]
+
+
+def _cause(error: BaseException) -> int:
+    """Errors in the order in which they are causes of others."""
+    return 0 if isinstance(error, PartLost) else 1 + isinstance(error, OtherShardFailed)
 
 
 class RemoteLearner:
@@ -82,11 +90,22 @@ class RemoteLearner:
         return (await self.call_all(method, *args))[0]
 
     async def publish(self, version: int) -> "list[Published]":
-        """Every shard's share of the weights, in the place of the version published before."""
+        """Every shard's share of the weights, in the place of the version published before.
+
+        Raises:
+            RunFailed: a shard cannot write its share. Engines keep the version before, and the same
+                version may be published again.
+        """
         if self._published is not None:
             before, self._published = self._published, None
             await self.call_all("release", before)
-        published: list[Published] = await self.call_all("publish", version)
+        try:
+            published: list[Published] = await self.call_all("publish", version)
+        except (OSError, CheckpointError) as error:
+            raise RunFailed(
+                f"version {version} of the weights cannot be published: {error}. Shared memory "
+                "(/dev/shm) must hold two versions of them: make it larger, then resume=true"
+            ) from error
         self._published = version
         return published
 
@@ -95,7 +114,7 @@ class RemotePolicy:
     """The learner and the way of its weights to every engine.
 
     The version that is served stays published until the next one takes its place, so that an engine
-    that is started again can take it: one version of the weights in shared memory, always.
+    that is started again can take it. The one before it lies beside it, for engines that go back.
     """
 
     def __init__(

@@ -69,10 +69,11 @@ class Checkpoints:
         self._finishing = asyncio.create_task(self._finish(state, partial))
 
     async def settle(self) -> None:
-        """Wait for the one that is being written."""
-        if self._finishing is not None:
-            finishing, self._finishing = self._finishing, None
+        """Wait for the one that is being written; whoever is cancelled meanwhile may wait again."""
+        while (finishing := self._finishing) is not None:
             await asyncio.shield(finishing)
+            if self._finishing is finishing:
+                self._finishing = None
 
     async def complete(self, state: RunState, write: WriteFiles) -> Path:
         """The checkpoint of `state`, whole; written now if it could not be before.
@@ -129,6 +130,7 @@ class Checkpoints:
         _sync(partial)
         replaced = partial.with_suffix(".replaced")
         if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # a kill has left it
             final.rename(replaced)
         partial.rename(final)
         _point(self._folder / "latest", final.name)

@@ -54,11 +54,11 @@ def evaluate(config: TrainConfig, display: Display) -> dict[str, PassRate]:
 
 async def _reinforce(training: Training) -> Summary:
     await _start(training)
-    if training.resumed_from is not None:
-        before = training.state.eval_before
-    else:
+    before = training.state.eval_before
+    if not training.state.step and not before:
         before = await training.evaluate_before()
         training.display.say(f"before RL: pass@1 {before['all']}")
+        training.state = replace(training.state, eval_before=dict(before))
         await training.save()
     return await training.reinforce(before)
 

@@ -184,7 +184,7 @@ class Training:
     async def place(self, cluster: Cluster) -> None:
         """Create learner and engines; both load at the same time."""
         config, probe = self.config, self.probe()
-        self.watch.start(self.folder)
+        self.watch.start(self.folder, self._progress(self.state, {}))
         spec = LearnerSpec(
             checkpoint=self.start_checkpoint,
             optimizer=config.optimizer,
@@ -222,6 +222,15 @@ class Training:
             self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
             await self._call("resume", self.resumed_from)
+
+    def _progress(self, state: RunState, metrics: Mapping[str, float]) -> Progress:
+        """Where the run is, for those who ask over HTTP."""
+        return Progress(
+            steps=state.step,
+            tokens=state.rollout_tokens,
+            restarts=self.restarts.total,
+            metrics=metrics,
+        )
 
     async def close(self) -> None:
         """Watch the run no more, and let the checkpoint that is being written become whole."""
@@ -359,20 +368,9 @@ class Training:
                 "reward/slow": float(self._slow_rewards.take()),
                 "faults/restarts": float(self.restarts.take()),
             }
-            self.watch.add([*await self.rollouts.spans(), *await self._learner.spans()])
-            progress = Progress(
-                steps=step.number,
-                tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
-                restarts=self.restarts.total,
-                metrics=step.metrics,
-            )
-            measured = {**step.metrics, **counted, **self.watch.step(progress)}
-            try:
-                log.write(step.number, measured)
-                write_samples(self.folder.samples, step.number, step.groups)
-            except OSError as error:  # a full disk must not end what is only in memory
-                self.display.say(f"WARNING: step {step.number} is not all on the disk: {error}")
-            self.display.step(step.number, config.steps, step.metrics)
+            if config.watch.timeline:
+                self.watch.collect(self.rollouts.spans)  # a worker may be busy
+                self.watch.add(await self._learner.spans())
             self.state = RunState(
                 step=step.number,
                 rollout_tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
@@ -383,6 +381,14 @@ class Training:
                 critique=self.critique.state if self.critique else CritiqueState(),
                 journal=step.journal,
             )
+            measured = {**step.metrics, **counted}
+            measured |= self.watch.step(self._progress(self.state, measured))
+            try:
+                log.write(step.number, measured)
+                write_samples(self.folder.samples, step.number, step.groups)
+            except OSError as error:  # a full disk must not end what is only in memory
+                self.display.say(f"WARNING: step {step.number} is not all on the disk: {error}")
+            self.display.step(step.number, config.steps, step.metrics)
             due = step.number % config.checkpoint.every == 0 or step.number == config.steps
             if due or self.checkpoints.behind:
                 await self.save()

@@ -4,6 +4,7 @@ The parts of the loop do not know that they are watched: `TimedRollouts` and `Ti
 between them and the loop.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,16 +47,19 @@ class Watch:
         self._server: MetricsServer | None = None
         self._waits = Waits(say)
         self._rollouts: TimedRollouts | None = None
+        self._collecting: asyncio.Task[None] | None = None
         self._version = 0
 
-    def start(self, folder: RunFolder) -> None:
-        """Open what the settings ask for.
+    def start(self, folder: RunFolder, progress: Progress | None = None) -> None:
+        """Open what the settings ask for; `progress` is that of a run that goes on.
 
         Raises:
             BadInput: the port of the metrics has come into use.
         """
         if self._config.metrics_port is not None:
             self._server = MetricsServer(self._config.metrics_port, self._run)
+            if progress is not None:
+                self._server.update(progress)  # counters that fall to 0 would be counted anew
             self._open.callback(self._server.close)
         if self._config.timeline:
             self._timeline = Timeline(folder.timeline, say=self._say)
@@ -65,12 +69,27 @@ class Watch:
     def close(self) -> None:
         """Put everything away. May be called before `start`."""
         self._groups.close()
+        if self._collecting is not None:
+            self._collecting.cancel()
         self._open.close()
 
     def add(self, spans: Sequence[Span]) -> None:
         """Record what parts of the run did."""
         if self._timeline is not None:
             self._timeline.add(spans)
+
+    def collect(self, spans: Callable[[], Coroutine[None, None, Sequence[Span]]]) -> None:
+        """Record what parts of the run did when they tell of it; the caller does not wait.
+
+        Nothing is asked while an answer is awaited, nor without a timeline.
+        """
+        if self._timeline is None or (self._collecting and not self._collecting.done()):
+            return
+
+        async def collecting() -> None:
+            self.add(await spans())
+
+        self._collecting = asyncio.create_task(collecting())
 
     @contextmanager
     def doing(self, track: str, what: str, which: str = "") -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 So many samples are in the engine at a time, the oldest first. One that has drawn its segment under
 one version of the weights gives its place away and goes on when the next version arrives, with all
-its tokens as prompt. It does not wait while there is room for it: an idle engine helps nobody.
+its tokens as prompt. It does not wait while there is room for it: an idle place helps nobody.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ class Places:
 
     def __init__(self, count: int) -> None:
         """All are free."""
-        self._free = self._count = count
+        self._free = count
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # a heap: ages differ
 
     @property
-    def all_free(self) -> bool:
-        """Whether nobody holds one."""
-        return self._free == self._count
+    def free(self) -> int:
+        """Places that nobody holds or waits for."""
+        return self._free
 
     @asynccontextmanager
     async def hold(self, age: int) -> AsyncIterator[None]:
@@ -115,10 +115,12 @@ class PartialRollout:
                     drawn = await self._go_on(drawn, max_tokens, self._segment if park else None)
                 if _ended(drawn, max_tokens):
                     return drawn
+                if self._places.free and age < min(self._parked, default=age + 1):
+                    continue  # nobody would take its place
                 drawn = replace(drawn, parked=drawn.parked + 1)
                 await self._park(age)
         finally:
-            self._go_on_if_idle()
+            self._go_on_where_room()
 
     async def _go_on(self, drawn: Completion, max_tokens: int, segment: int | None) -> Completion:
         """Draw to the end, or until `segment` tokens are of the engine's version."""
@@ -146,15 +148,17 @@ class PartialRollout:
 
     async def _park(self, age: int) -> None:
         waiting = self._parked[age] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(self._go_on_if_idle)
+        asyncio.get_running_loop().call_soon(self._go_on_where_room)
         try:
             await waiting
         finally:
             del self._parked[age]
 
-    def _go_on_if_idle(self) -> None:
-        if self._places.all_free:
-            self.new_version()
+    def _go_on_where_room(self) -> None:
+        """The oldest go on without new weights where nobody waits for a place."""
+        for age in sorted(self._parked)[: self._places.free]:
+            if not self._parked[age].done():
+                self._parked[age].set_result(None)
 
 
 def _joined(drawn: Completion, piece: Completion) -> Completion:

@@ -6,9 +6,7 @@ way. Files are kept and written again, as a sender does.
 
 import json
 import os
-import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 from rollout.errors import WeightUpdateError
-from rollout.receive_segments import update_digest
+from rollout.receive_segments import private_folder, update_digest
 
 SHARED_MEMORY = Path("/dev/shm")
 PIECE = 1 << 26  # bytes of one broadcast; the sender's
@@ -81,9 +79,7 @@ class BroadcastReceiver:
             raise WeightUpdateError(
                 f"no meeting with the sender at {meeting.address}:{meeting.port}: {error}"
             ) from error
-        root = root if root.is_dir() else Path(tempfile.gettempdir())
-        self._folder = root / f"temper-{os.getpid()}-{secrets.token_hex(8)}"
-        self._folder.mkdir(mode=0o700)
+        self._folder = private_folder(root)
         self._turn = 0  # the version before stays whole while the next one comes
 
     def receive(self, held: int | None) -> Arrived:

@@ -8,9 +8,7 @@ announced bytes leave nothing behind.
 import logging
 import mmap
 import os
-import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from rollout.receive_segments import (
     Update,
     announced,
     check_contents,
+    private_folder,
     read_update,
     verify,
 )
@@ -41,10 +40,8 @@ class HeldCopy:
     """The last version's files, and those of the one before."""
 
     def __init__(self, root: Path = SHARED_MEMORY) -> None:
-        """Make a private folder, which senders remove once this process is gone."""
-        root = root if root.is_dir() else Path(tempfile.gettempdir())
-        self._folder = root / f"temper-{os.getpid()}-{secrets.token_hex(8)}"
-        self._folder.mkdir(mode=0o700)
+        """Make a private folder, which others remove once this process is gone."""
+        self._folder = private_folder(root)
         self._mappings = Mappings()
         self._writable: dict[str, Bytes] = {}
         self._version: int | None = None
@@ -62,6 +59,8 @@ class HeldCopy:
         file and tensor, if that is not what was announced either, OSError if shared memory is full;
         what is held stays whole then.
         """
+        if self._holds(update):  # its first load failed
+            return announced(update, self._files)
         try:
             files = self._changed(update)
             if files is None:
@@ -80,6 +79,16 @@ class HeldCopy:
     def close(self) -> None:
         """Remove the files. May be called twice."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _holds(self, update: Update) -> bool:
+        """Whether exactly this is the last version: the one before must not be written over."""
+        if update.version != self._version:
+            return False
+        try:
+            verify(announced(update, self._files), self._mappings)
+        except Refused:
+            return False
+        return True
 
     def _changed(self, update: Update) -> list[str] | None:
         """The files made of changes; None if there are none, or they cannot be used."""

@@ -102,6 +102,25 @@ def test_two_sets_of_files_take_turns(tmp_path: Path, behind: int):
     sender.close()
 
 
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_version_that_is_withdrawn_leaves_the_one_before_whole(tmp_path: Path, delta: bool):
+    sender = WeightSender(root=tmp_path, delta=delta)
+    kept = sender.publish([("a", torch.zeros(9))], 1)
+    sender.release(1)
+    for value in (1.0, 2.0, 3.0):  # other shards could not
+        update = sender.publish([("a", torch.full((9,), value))], 2)
+        assert not load_file(kept.files[0])["a"].any()
+        assert update.changes is None or update.changes.base == 1
+        if value < 3:
+            sender.withdraw(2)
+    assert load_file(update.files[0])["a"].eq(3).all()
+    assert len(list(tmp_path.glob("*/*"))) == 2 + delta
+    sender.release(2)
+    with pytest.raises(ValueError, match="version 2 is not the last one published"):
+        sender.withdraw(2)
+    sender.close()
+
+
 def test_other_shapes_get_other_files(tmp_path: Path):
     """What an engine has mapped is never cut."""
     sender = WeightSender(root=tmp_path)

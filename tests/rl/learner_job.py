@@ -1,8 +1,12 @@
 """One learner shard of test_learner.py: `python learner_job.py FOLDER RANK SIZE PORT`."""
 
 import json
+import resource
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,12 +39,49 @@ def policy_batch(sequences: list[int], logprobs: list[list[float]]) -> Batch:
     return pack(samples)
 
 
+def refused(work: Callable[..., object], *args: object) -> str | None:
+    """What a shard says that cannot do its part."""
+    try:
+        work(*args)
+    except (OSError, CheckpointError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def full_memory(tensors: Iterator[Any], version: int) -> None:
+    """A sender that comes as far as its second tensor."""
+    next(tensors)
+    raise OSError(28, "No space left on device")
+
+
+def publish_with_full_memory(learner: Learner, rank: int, version: int) -> str | None:
+    """What each shard says when the memory of the second one is full."""
+    publish = learner._sender.publish
+    if rank == 1:
+        learner._sender.publish = full_memory  # type: ignore[method-assign, assignment]
+    said = refused(learner.publish, version)
+    learner._sender.publish = publish  # type: ignore[method-assign]
+    return said
+
+
+def save_on_full_disk(learner: Learner, rank: int, folder: Path) -> str | None:
+    """What each shard says when the disk of the second one is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    said = refused(learner.save, folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return said
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, rank, size, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     objective = ObjectiveConfig(kind=Kind.k2p5, minibatches=2, clip_low=0.2, clip_high=0.2)
+    start = folder / f"tiny-{rank}-{size}"
+    shutil.copytree(folder / "tiny", start)
     spec = LearnerSpec(
-        checkpoint=folder / "tiny",
+        checkpoint=start,
         optimizer=MuonClipConfig(learning_rate=1e-4),
         schedule=ScheduleConfig(),
         parallel=ParallelConfig(
@@ -58,6 +99,7 @@ def main() -> None:
     )
     place = Rank(rank=rank, size=size, address="127.0.0.1", port=port)
     learner = Learner(spec, SEQUENCES, place)
+    shutil.rmtree(start)  # as a run removes the checkpoint that it went on from
     published = learner.publish(1)
     learner.release(1)
     logprobs = published.probe_logprobs
@@ -68,6 +110,8 @@ def main() -> None:
     gspo = learner.update(minibatches, [])
     trained = learner.publish(2).probe_logprobs
     learner.release(2)
+    unpublished = publish_with_full_memory(learner, rank, 3) if size > 1 else None
+    published_again = learner.publish(3).probe_logprobs
     # One sequence: the second shard has nothing again.
     losses = learner.supervise([pack([supervised_sample([1, 2], [3, 4, 5])])] * 2, [1e-3] * 2)
     told = {
@@ -77,12 +121,15 @@ def main() -> None:
         "gspo": gspo,
         "tensors": sorted(published.update.digests),
         "trained": trained,
-        "error": None,
+        "unpublished": unpublished,
+        "published_again": published_again,
+        "error": refused(learner.save, folder if rank == 0 else folder / "absent"),
+        "full": save_on_full_disk(learner, rank, folder),
     }
-    try:  # the second shard's disk refuses
-        learner.save(folder if rank == 0 else folder / "absent")
-    except (OSError, CheckpointError) as error:
-        told["error"] = f"{type(error).__name__}: {error}"
+    saved = folder / f"saved-{size}"
+    saved.mkdir(exist_ok=True)
+    learner.save(saved)
+    told["saved"] = sorted(path.name for path in (saved / "model").iterdir())
     (folder / f"told-{rank}-{size}.json").write_text(json.dumps(told))
     learner.close()
 

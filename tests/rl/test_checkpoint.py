@@ -137,6 +137,44 @@ def test_the_run_goes_on_while_a_checkpoint_is_finished(
     assert _names(tmp_path) == ["latest", "step_1", "step_2"]
 
 
+def test_whoever_is_cancelled_while_it_waits_for_a_checkpoint_may_wait_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def slow(folder: Path) -> dict[str, dict[str, int | str]]:
+        assert gate.wait(20)
+        return manifest_of(folder)
+
+    monkeypatch.setattr("rl.save_checkpoint.manifest_of", slow)
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, _never, keep=2)
+        await checkpoints.save(_state(1), _write)
+        stopped = asyncio.create_task(checkpoints.save(_state(2), _write))
+        await asyncio.sleep(0.05)
+        stopped.cancel()  # another part of the run was lost
+        await asyncio.wait([stopped])
+        closing = asyncio.create_task(checkpoints.settle())
+        await asyncio.sleep(0.05)
+        assert not closing.done()  # what comes next would find half a checkpoint
+        gate.set()
+        await closing
+        assert latest_checkpoint(tmp_path, _never).name == "step_1"
+
+    asyncio.run(main())
+
+
+def test_what_a_kill_has_left_beside_a_checkpoint_does_not_keep_it_from_being_replaced(
+    tmp_path: Path,
+) -> None:
+    (_save(tmp_path, 2) / "mark").touch()
+    (tmp_path / "step_2.replaced").mkdir()
+    (tmp_path / "step_2.replaced" / "old").touch()
+    assert not (_save(tmp_path, 2) / "mark").exists()
+    assert _names(tmp_path) == ["latest", "step_2"]
+
+
 def test_a_full_disk_does_not_end_the_run_and_the_next_step_tries_again(tmp_path: Path) -> None:
     said: list[str] = []
 

@@ -84,6 +84,28 @@ def test_a_disk_that_refuses_one_shard_is_an_error_on_both(told: list[dict[str, 
     assert "1 other learner shards could not write" in told[0]["error"]
 
 
+def test_a_disk_that_is_full_for_one_shard_is_told_of_as_such(told: list[dict[str, Any]]) -> None:
+    assert told[1]["full"].startswith("CheckpointError: cannot write: ")
+    assert "1 other learner shards could not write" in told[0]["full"]
+
+
+def test_weights_that_one_shard_cannot_publish_are_published_by_none_and_may_be_again(
+    told: list[dict[str, Any]],
+) -> None:
+    assert "No space left" in told[1]["unpublished"]
+    assert told[0]["unpublished"].startswith("OtherShardFailed: 1 other")
+    assert told[0]["published_again"] == told[0]["trained"]
+
+
+def test_a_checkpoint_needs_nothing_of_the_one_that_the_run_started_from(
+    folder: Path, told: list[dict[str, Any]]
+) -> None:
+    """It may have been removed since: the tokenizer comes along all the same."""
+    absent = {path.name for path in (folder / "tiny").iterdir()} - {*told[0]["saved"]}
+    assert "tokenizer.json" in told[0]["saved"]
+    assert not {name for name in absent if not name.endswith((".safetensors", ".index.json"))}
+
+
 NAMES = (
     "objective/loss",
     "objective/entropy",

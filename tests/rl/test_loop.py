@@ -433,10 +433,31 @@ def test_a_slow_measurement_never_delays_the_learner(simulate) -> None:
         await asyncio.sleep(100.0)
         return {"critic/agreement": float(step)}
 
-    run = _run(simulate, _config(1, steps=3), course=Course(task_at=_task, measure=measure))
+    async def timed() -> float:
+        rollouts = FakeRollouts()
+        await Loop(
+            _config(1, steps=3),
+            rollouts=rollouts,
+            policy=FakePolicy(rollouts),
+            course=Course(task_at=_task, measure=measure),
+        ).run(on_step)
+        return asyncio.get_running_loop().time()
+
+    async def on_step(step: Step) -> None:
+        assert "critic/agreement" not in step.metrics
+
+    assert simulate(timed()) < 5.0, "nor the end of the run"
     assert started == [0], "one at a time"
-    assert not any("critic/agreement" in step.metrics for step in run.steps)
-    assert run.ended[-1] < 5.0
+
+
+def test_a_measurement_shorter_than_a_step_is_made_at_every_step(simulate) -> None:
+    async def measure(step: int) -> dict[str, float]:
+        await asyncio.sleep(0.5)
+        return {"critic/agreement": float(step)}
+
+    run = _run(simulate, _config(1), course=Course(task_at=_task, measure=measure))
+    found = [step.metrics.get("critic/agreement") for step in run.steps]
+    assert found == [None, 0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_synchronous_run_waits_for_its_measurements(simulate) -> None:

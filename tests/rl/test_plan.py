@@ -74,6 +74,42 @@ def test_k2_states_on_128_shards_by_hand() -> None:
     assert offloaded.learner.host == plan.learner.gradients + plan.learner.optimizer
 
 
+def test_weights_for_engines_lie_twice_in_the_memory_of_a_learner_node() -> None:
+    node = _plan("k2_full").learner.shared
+    # 8 of 128 shards have 3 experts of every layer each; all else is dealt out, tensor by tensor.
+    experts = 8 * 1014.686e9 / 128
+    assert 2 * 2 * experts < node < 2 * 2 * (experts + 8 * 11.722e9 / 128 + 2 * 1.175e9)
+    with_changes = _plan("k2_full", "weights.delta=true")
+    assert with_changes.learner.shared == node * 3 // 2
+    assert with_changes.engine.shared == 4 * 1_026_408_232_448  # two versions of the whole
+    assert [p.part for p in with_changes.problems] == ["host"]
+    whole = _plan("moonlight_16b", "parallel.expert_parallel=1").learner.shared
+    assert whole == 2 * 2 * 15_960_110_208  # all four shards are on one node
+
+
+def test_log_probs_of_pi_old_take_a_forward_pass_of_all_minibatches_but_the_first() -> None:
+    alone = ["objective.ptx_sequences=0"]
+    plain = [*alone, "objective.old_logprobs=rollout", "objective.correction=none"]
+    for layers, passes, trips in (
+        (["parallel.checkpoint_layers=true"], 4, 3),
+        (["parallel.checkpoint_layers=false"], 3, 2),
+    ):
+        without, found = (_plan("k2_full", *each, *layers).times for each in (plain, alone))
+        assert found.compute == pytest.approx(without.compute * (1 + 3 / 4 / passes))
+        assert found.experts == pytest.approx(without.experts * (1 + 3 / 4 / trips))
+    once = ["objective.minibatches=1"]
+    assert _plan("k2_full", *alone, *once).times == _plan("k2_full", *plain, *once).times
+    for stage, gathers in ((2, 0), (3, 3 / 2)):
+        cut = [f"parallel.zero_stage={stage}", "parallel.offload=none"]
+        before, after = (_plan("k2_full", *each, *cut) for each in (plain, alone))
+        assert before.traffic == after.traffic  # of an optimiser step
+        # ZeRO-3 gathers weights for a forward and a backward pass of 4 minibatches; 3 once more.
+        moved = gathers * before.traffic.weights
+        more = after.times.collectives - before.times.collectives
+        link = H800.inter_node_bandwidth * H800.network_efficiency
+        assert more == pytest.approx(moved / link)
+
+
 def test_kv_cache_of_the_engines() -> None:
     k2 = _plan("k2_full").engine
     assert k2.kv_bytes_per_token == 70_272  # spec 10: every device has all latents
@@ -133,7 +169,9 @@ def test_an_engine_that_does_not_fit() -> None:
 def test_a_machine_whose_device_is_the_host_counts_all_parts() -> None:
     cpu = load_hardware("cpu")
     plan = _plan("quickstart", hardware="cpu")
-    together = plan.learner.total + plan.engine.total
+    # Two versions of the weights in shared memory, in float32: the quickstart's engine has that.
+    assert plan.learner.shared == 2 * 4 * plan.parameters and plan.engine.shared == 0
+    together = plan.learner.total + plan.learner.shared + plan.engine.total
     config = load_recipe("quickstart", [])
     small = replace(cpu, memory_bytes=together - 1)
     problem = make_plan(config, tiny_config(512), small).problems[0]

@@ -11,8 +11,11 @@ from rich.console import Console
 
 from model.send_weights import WeightUpdate
 from rewards.task import Message, Task, TaskKind
+from rl.checkpoint import RunState
 from rl.config import ClusterConfig, TrainConfig, WandbMode
-from rl.errors import BadInput, CrashLoop, PartLost
+from rl.errors import BadInput, CrashLoop, PartLost, RunFailed
+from rl.evaluate import PassRate
+from rl.learner_spec import OtherShardFailed
 from rl.metrics import MetricsLog, read_metrics
 from rl.part import watch_head
 from rl.progress import Display
@@ -21,7 +24,7 @@ from rl.reward_watch import RewardWatch
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.run_folder import RunFolder
 from rl.supervision import Restarts
-from rl.train import run_parts
+from rl.train import _reinforce, run_parts
 from rollout.errors import EngineError, StaleWeightsError
 
 
@@ -409,6 +412,19 @@ def test_what_shards_raise_together_is_raised() -> None:
     _run(main)
 
 
+def test_the_shard_that_knows_why_is_heard() -> None:
+    async def main() -> None:
+        other = OtherShardFailed("1 other learner shards could not write")
+        full = OSError(28, "No space left on device")
+        learner = RemoteLearner([Shard(other), Shard(full), Shard(other)], None)
+        with pytest.raises(OSError, match="No space left"):
+            await learner.call_all("save")
+        with pytest.raises(RunFailed, match=r"(?s)version 3.*No space left.*/dev/shm.*resume=true"):
+            await learner.publish(3)
+
+    _run(main)
+
+
 class Publisher:
     """One shard that publishes and keeps count of what is still there."""
 
@@ -522,6 +538,48 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Any]
     FakeTraining.begun, FakeTraining.closed, FakeCluster.down = [], 0, 0
     config = TrainConfig(run_dir=str(tmp_path), cluster=ClusterConfig(max_restarts=2))
     return lambda work: run_parts(config, Display(Console(file=io.StringIO())), work)
+
+
+class Measured:
+    """A run at step 0; remembers what is measured and saved."""
+
+    def __init__(self, eval_before: dict[str, PassRate]) -> None:
+        self.config = TrainConfig(sft=None)
+        self.display = Display(Console(file=io.StringIO()))
+        self.restarts = Restarts(print, most=1)
+        self.resumed_from = Path("step_0")
+        self.state = RunState(
+            step=0, rollout_tokens=0, train_seconds=0.0, eval_before=eval_before, restarts=0
+        )
+        self.done: list[object] = []
+
+    async def engines(self) -> None:
+        pass
+
+    async def serve(self) -> None:
+        pass
+
+    async def evaluate_before(self) -> dict[str, PassRate]:
+        self.done.append("measured")
+        return {"all": RATE}
+
+    async def save(self) -> None:
+        self.done.append(self.state.eval_before)
+
+    async def reinforce(self, before: dict[str, PassRate]) -> dict[str, PassRate]:
+        return before
+
+
+RATE = PassRate(value=0.3, low=0.2, high=0.4, tasks=50)
+
+
+def test_a_run_that_goes_on_from_its_first_checkpoint_knows_what_was_measured_before() -> None:
+    fresh: Any = Measured({})
+    assert asyncio.run(_reinforce(fresh)) == {"all": RATE}
+    assert fresh.done == ["measured", {"all": RATE}]
+    again: Any = Measured(fresh.state.eval_before)
+    assert asyncio.run(_reinforce(again)) == {"all": RATE}
+    assert not again.done
 
 
 @pytest.mark.parametrize("saved", [True, False])

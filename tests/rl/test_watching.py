@@ -22,6 +22,7 @@ from rl.errors import BadInput
 from rl.loop import Course, Loop, Step
 from rl.prometheus import Progress
 from rl.run_folder import RunFolder
+from rl.timeline import Span
 from rl.watching import Watch
 from rollout.episode import Completion, Episode, Group, StopReason
 
@@ -162,6 +163,59 @@ def test_metrics_of_the_loop_are_served(tmp_path: Path) -> None:
     assert 'temper_reward_mean{run="run"} 0.5' in page
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+
+
+def test_a_run_that_goes_on_serves_its_totals_from_the_start(tmp_path: Path) -> None:
+    """A counter that falls to 0 and comes back would be counted twice by Prometheus."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    watch = Watch(WatchConfig(metrics_port=port, timeline=False), "run", pytest.fail)
+    watch.start(RunFolder(tmp_path), Progress(steps=40, tokens=1200, restarts=2))
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    watch.close()
+    for total in ('trained_steps_total{run="run"} 40.0', 'restarts_total{run="run"} 2.0'):
+        assert f"temper_{total}" in page
+
+
+def test_nobody_waits_for_spans_of_a_busy_part(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    watch = Watch(WatchConfig(), "run", pytest.fail)
+    asked = 0
+
+    async def main() -> None:
+        free = asyncio.Event()
+
+        async def spans() -> list[Span]:
+            nonlocal asked
+            asked += 1
+            await free.wait()
+            return [Span(track="rollout worker 0", name=f"generate {asked}", start=1, end=2)]
+
+        for _ in range(3):
+            watch.collect(spans)
+            await asyncio.sleep(0)
+        assert asked == 1, "one question at a time"
+        free.set()
+        await asyncio.sleep(0.01)
+        watch.collect(spans)
+        await asyncio.sleep(0.01)
+        free.clear()
+        watch.collect(spans)
+        await asyncio.sleep(0)
+        watch.close()
+
+    watch.start(folder)
+    asyncio.run(main())
+    names = [e["name"] for e in _events(folder) if e["ph"] == "X"]
+    assert names == ["generate 1", "generate 2"]
+
+
+def test_without_a_timeline_nobody_is_asked_for_spans(tmp_path: Path) -> None:
+    watch = Watch(WatchConfig(timeline=False), "run", pytest.fail)
+    watch.start(RunFolder(tmp_path))
+    watch.collect(lambda: pytest.fail("asked"))
+    watch.close()
 
 
 def test_a_learner_that_waits_for_groups_names_the_oldest(

@@ -252,23 +252,30 @@ def test_a_parked_sample_has_the_logprobs_of_each_segments_weights(
 ):
     """Version 7 and 9 are one checkpoint, 8 is the other: the engine ends as it began."""
     weights = {7: checkpoints[0], 8: checkpoints[1], 9: checkpoints[0]}
-    rollout = PartialRollout(engine, places=8, segment_tokens=24)
+    rollout = PartialRollout(engine, places=7, segment_tokens=24)
     sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path)
+
+    async def occupy(age: int, leave: asyncio.Event) -> None:
+        """Someone who takes the place of a sample that parks."""
+        async with rollout._places.hold(age):
+            await leave.wait()
 
     async def draw() -> list[Completion]:
         draws = [
             asyncio.create_task(rollout.draw([5, 6, i], max_tokens=60, temperature=0.8))
             for i in range(7)
         ]
-        async with rollout._places.hold(7):  # as if others were there: the engine is never idle
-            for version in (8, 9):
-                while len(rollout._parked) < sum(not each.done() for each in draws):
-                    await asyncio.sleep(0.01)
-                new = load_file(weights[version] / "model.safetensors")
-                await engine.receive(sender.publish(iter(new.items()), version))
-                rollout.new_version()
-                await asyncio.sleep(0)
-            return await asyncio.gather(*draws)
+        for version in (8, 9):
+            leave = asyncio.Event()
+            others = [asyncio.create_task(occupy(10 * version + i, leave)) for i in range(7)]
+            while len(rollout._parked) < sum(not each.done() for each in draws):
+                await asyncio.sleep(0.01)
+            new = load_file(weights[version] / "model.safetensors")
+            await engine.receive(sender.publish(iter(new.items()), version))
+            rollout.new_version()
+            leave.set()
+            await asyncio.gather(*others)
+        return await asyncio.gather(*draws)
 
     try:
         drawn = runner.run(draw())

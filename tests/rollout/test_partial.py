@@ -78,17 +78,17 @@ def test_a_sample_parks_while_others_use_its_place_and_goes_on_under_the_next_ve
         engine = Counting()
         rollout = PartialRollout(engine, places=2, segment_tokens=4)
         long, held_out = _draw(rollout, 10, 10), _draw(rollout, 50, 30, park=False)
-        waiting = _draw(rollout, 30, 12)
+        waiting, last = _draw(rollout, 30, 12), _draw(rollout, 70, 4)
         await settle()
         assert engine.running == [10, 50], "no more than there are places"
         await engine.step(4)
         assert engine.running == [30, 50]
         await engine.step(4)
-        assert engine.running == [50], "both have drawn what one version gives them"
+        assert engine.running == [50, 70], "both have drawn what one version gives them"
         engine.version = 1
         rollout.new_version()
-        await settle()
-        assert engine.running == [10, 50], "the oldest first"
+        await engine.step(4)
+        assert last.done() and engine.running == [10, 50], "the oldest first"
         assert engine.requests[-1] == ([10, 11, 12, 13, 14], 4)
         await engine.step(2)
         engine.version = 2  # in flight: of the four tokens, two are under the version before
@@ -108,6 +108,35 @@ def test_a_sample_parks_while_others_use_its_place_and_goes_on_under_the_next_ve
     asyncio.run(main())
 
 
+def test_parked_samples_do_not_wait_where_nobody_takes_their_places() -> None:
+    """One that never parks would else hold up all others: its engine is not idle."""
+
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=3, segment_tokens=4)
+        held_out = _draw(rollout, 50, 30, park=False)
+        draws = [_draw(rollout, prompt, 12) for prompt in (10, 200, 300)]
+        await engine.step(4)
+        assert engine.running == [10, 50, 300], "of the two that gave way, the oldest goes on"
+        await engine.step(20)
+        drawn = [await draw for draw in draws]
+        assert [len(each.token_ids) for each in drawn] == [12] * 3
+        assert not held_out.done()
+        held_out.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_sample_alone_does_not_park() -> None:
+    async def main() -> None:
+        engine = Counting()
+        draw = _draw(PartialRollout(engine, places=1, segment_tokens=3), 10, 8)
+        await engine.step(10)
+        assert (await draw).parked == 0 and len((await draw).token_ids) == 8
+
+    asyncio.run(main())
+
+
 def test_parked_samples_do_not_wait_for_an_idle_engine() -> None:
     """Else a learner that needs them, and would bring the next version, waits for ever."""
 
@@ -119,7 +148,8 @@ def test_parked_samples_do_not_wait_for_an_idle_engine() -> None:
         drawn = [await draw for draw in draws]
         assert [len(each.token_ids) for each in drawn] == [8, 8]
         assert all(set(each.versions) == {0} for each in drawn)
-        assert [prompt for (prompt, *_), _ in engine.requests] == [10, 30] * 3
+        prompts = [prompt for (prompt, *_), _ in engine.requests]
+        assert prompts == [10, 30, 10, 10, 30, 30], "the oldest first"
 
     asyncio.run(main())
 
@@ -179,12 +209,12 @@ def test_a_place_that_is_given_to_the_cancelled_is_not_lost(given: bool) -> None
         await asyncio.sleep(0)
         second = asyncio.create_task(hold(1))
         await asyncio.sleep(0)
-        assert not places.all_free
+        assert places.free == 0
         if given:
             first.cancel()
             await asyncio.sleep(0)  # the place passes to the second, which does not know it yet
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
-        assert second.cancelled() and places.all_free
+        assert second.cancelled() and places.free == 1
 
     asyncio.run(main())

@@ -1,6 +1,8 @@
 """What changed is sent, and gives the new weights bit for bit."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +50,33 @@ def same_bits(one: Weights, other: Weights) -> bool:
         else torch.equal(one[name].view(torch.int16), other[name].view(torch.int16))
         for name in one
     )
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_version_that_is_taken_once_more_leaves_the_one_before_whole(
+    tmp_path: Path, held: HeldCopy, delta: bool
+):
+    """Its first load failed: the engine has gone back, and may have to again."""
+    sender = WeightSender(root=tmp_path, delta=delta)
+    before = held.take(sender.publish(weights(1).items(), 1))
+    update = sender.publish(weights(2).items(), 2)
+    for _ in range(3):
+        assert same_bits(tensors_of(held.take(update)), weights(2))
+        assert same_bits(tensors_of(before), weights(1))
+    sender.close()
+
+
+def test_the_copy_of_an_engine_that_was_killed_goes(tmp_path: Path):
+    """Nobody else would make room for it: senders start with the run, engines at any time."""
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = tmp_path / f"temper-{killed.pid}-{'0' * 16}"
+    left.mkdir()
+    other = HeldCopy(tmp_path)
+    assert not left.exists()
+    HeldCopy(tmp_path).close()
+    assert len(list(tmp_path.iterdir())) == 1  # of a process that lives
+    other.close()
 
 
 @pytest.mark.parametrize(
