@@ -129,8 +129,9 @@ def test_ctrl_c_leaves_nothing_behind_but_a_whole_checkpoint(
     running: tuple[psutil.Process, RunFolder],
 ) -> None:
     driver, folder = running
+    # A process may be between two titles when it is looked at.
+    _wait(lambda: len(_workers(driver)) == 4, 60, "a reward worker, an engine, its core, a learner")
     parts = driver.children(recursive=True)
-    assert any("VLLM" in " ".join(p.cmdline()) for p in parts), "the engine's core is a descendant"
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=60) == 1
     assert "resume=true" in driver.stderr.read()
@@ -142,8 +143,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     running: tuple[psutil.Process, RunFolder],
 ) -> None:
     driver, folder = running
-    # A process may be between two titles when it is looked at.
-    _wait(lambda: len(_workers(driver)) == 4, 20, "a reward worker, an engine, its core, a learner")
+    _wait(lambda: len(_workers(driver)) == 4, 60, "a reward worker, an engine, its core, a learner")
     workers = _workers(driver)
     driver.kill()
     driver.wait()
