@@ -47,8 +47,8 @@ def test_the_recipe_is_accepted(start: Path, tmp_path: Path) -> None:
 
 def test_pairs_that_will_be_too_old_are_told_of(start: Path, tmp_path: Path) -> None:
     output = io.StringIO()
-    _training(start, tmp_path / "run", "rollout.max_staleness=3", output=output)
-    assert "max_age=2 with rollout.max_staleness=3" in output.getvalue()
+    _training(start, tmp_path / "run", "rollout.max_staleness=5", output=output)
+    assert "max_age=4 with rollout.max_staleness=5" in output.getvalue()
 
 
 @pytest.mark.parametrize(
