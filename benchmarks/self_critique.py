@@ -7,6 +7,7 @@ the true quality of open-ended answers, is watched in both. Adds the curves to
 the table of all in there.
 
     python -m benchmarks.self_critique --seeds 0 1 2
+    python -m benchmarks.self_critique --seeds      # prints what is kept
     python -m benchmarks.self_critique --start CHECKPOINT --seeds 0 --only on
 """
 
@@ -48,13 +49,15 @@ CURVES = (
     "critic/gate_open",
     "time/step",
 )
-TABLE = (
-    "critic/agreement",
-    "explanations",
-    "critic/win_rate_start",
-    "watched/win_rate_start",
-    "critic/gap",
-)
+TABLE = {
+    "critic": "agreement",
+    "critic/start": "same pairs",
+    "critic/agreement": "in the run",
+    "explanations": "true quality",
+    "critic/win_rate_start": "judged",
+    "watched/win_rate_start": "true",
+    "critic/gap": "gap",
+}
 OFF = ("rewards.calibration.share=0.0", "rewards.calibration.least_agreement=0.0")
 SPAN = 20  # values over which the begin and the end of a curve are averaged
 
@@ -149,7 +152,7 @@ def draw(results: Sequence[Result]) -> None:
 
 def print_table(results: Sequence[Result]) -> None:
     """One line a run, then the means with and without calibration."""
-    columns = ("calibration", "seed", "agreement", "true quality", "judged", "true", "gap")
+    columns = ("calibration", "seed", *TABLE.values())
     print("".join(f"{column:>16}" for column in columns))
     for r in results:
         curves = (r.ends(name) for name in TABLE)
@@ -164,8 +167,8 @@ def print_table(results: Sequence[Result]) -> None:
             row = (_on(calibration), f"mean of {len(some)}", *map(_change, means))
             print("".join(f"{cell:>16}" for cell in row))
     print(
-        f"true quality: held-out tasks before -> after RL; all else: mean of a run's first {SPAN} "
-        f"values -> of its last {SPAN}"
+        "agreement, same pairs and true quality: on held-out tasks before -> after RL; all else: "
+        f"mean of a run's first {SPAN} values -> of its last {SPAN}"
     )
 
 
