@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from model.formats import CheckpointError, Quantised, check_format, quantisation_config, store
@@ -50,7 +49,7 @@ def convert_checkpoint(
         (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         copy_tokenizer(source, partial)
         replace_folder(partial, folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

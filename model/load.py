@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from model.formats import (
@@ -114,7 +113,7 @@ def save_k2(
         write_config(model.config, partial, dtype, quantised)
         copy_tokenizer(tokenizer_from, partial)
         replace_folder(partial, folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -304,14 +304,17 @@ def write_shards(
 ) -> None:
     """Stream tensors into files of about `shard_bytes`; at most one file is held in memory.
 
-    `merge_index` makes a checkpoint of the files of all parts.
+    `merge_index` makes a checkpoint of the files of all parts. Raises OSError if the disk refuses.
     """
     pending: dict[str, Tensor] = {}
     number = size = 0
 
     def flush() -> None:
         file = folder / f"part-{part:05d}-{number:05d}.safetensors"
-        save_file(pending, file, metadata={"format": "pt"})
+        try:
+            save_file(pending, file, metadata={"format": "pt"})
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(f"cannot write {file}: {error}") from error
         pending.clear()
 
     for name, tensor in tensors:

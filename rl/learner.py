@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from model.checkpoint_reader import (
@@ -226,8 +225,6 @@ class Learner:
             work()
         except (OSError, CheckpointError) as failure:
             error = failure
-        except SafetensorError as failure:  # its word for a full disk
-            error = CheckpointError(f"cannot write: {failure}")
         (failed,) = self._shard.total([float(error is not None)])
         if error is not None:
             raise error

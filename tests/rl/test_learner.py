@@ -85,7 +85,7 @@ def test_a_disk_that_refuses_one_shard_is_an_error_on_both(told: list[dict[str, 
 
 
 def test_a_disk_that_is_full_for_one_shard_is_told_of_as_such(told: list[dict[str, Any]]) -> None:
-    assert told[1]["full"].startswith("CheckpointError: cannot write: ")
+    assert told[1]["full"].startswith("OSError: cannot write ")
     assert "1 other learner shards could not write" in told[0]["full"]
 
 
