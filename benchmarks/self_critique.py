@@ -1,10 +1,11 @@
 """Does self-critique raise true quality, and is it the calibration that keeps the critic honest?
 
-From one supervised start, for every seed: the recipe `self_critique` with its calibration, and the
-same without (no critic tasks; rubric rewards always count). What no part of the training is told,
-the true quality of open-ended answers, is watched in both. Adds the curves to
-`benchmarks/data/self_critique.json` with the hardware, draws `docs/self_critique.png`, and prints
-the table of all in there.
+From one supervised start, for every seed, the recipe `self_critique` in three ways: `on` as it is,
+`off` without calibration (no critic tasks; rubric rewards always count), and `frozen` with critic
+tasks, but rubric rewards that never count: what the verifiable tasks and PTX teach alone. What no
+part of the training is told, the true quality of open-ended answers, is watched in all. Adds the
+curves to `benchmarks/data/self_critique.json` with the hardware, draws `docs/self_critique.png`,
+and prints the table of all in there.
 
     python -m benchmarks.self_critique --seeds 0 1 2
     python -m benchmarks.self_critique --seeds      # prints what is kept
@@ -58,7 +59,12 @@ TABLE = {
     "watched/win_rate_start": "true",
     "critic/gap": "gap",
 }
-OFF = ("rewards.calibration.share=0.0", "rewards.calibration.least_agreement=0.0")
+OVERRIDES: dict[str, tuple[str, ...]] = {
+    "on": (),
+    "frozen": ("rewards.calibration.least_agreement=1.0",),
+    "off": ("rewards.calibration.share=0.0", "rewards.calibration.least_agreement=0.0"),
+}
+COLOURS = {"on": "#1f5fa8", "frozen": "#8a8f98", "off": "#b0481a"}
 SPAN = 20  # values over which the begin and the end of a curve are averaged
 
 
@@ -66,7 +72,7 @@ SPAN = 20  # values over which the begin and the end of a curve are averaged
 class Result:
     """One run."""
 
-    calibration: bool
+    calibration: str  # a key of OVERRIDES
     seed: int
     note: str
     before: dict[str, float]
@@ -97,11 +103,11 @@ def supervised_start(runs: Path) -> Path:
     return checkpoint
 
 
-def run(start: Path, folder: Path, *, calibration: bool, seed: int, note: str) -> Result:
+def run(start: Path, folder: Path, *, calibration: str, seed: int, note: str) -> Result:
     """Run the recipe in `folder`."""
     overrides = [f"policy.path={start}", "sft=null", f"seed={seed}", f"run_dir={folder}"]
     began = time.perf_counter()
-    temper("train", "self_critique", "wandb=disabled", *overrides, *(() if calibration else OFF))
+    temper("train", "self_critique", "wandb=disabled", *overrides, *OVERRIDES[calibration])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
     return Result(
@@ -131,53 +137,44 @@ def keep(result: Result) -> list[Result]:
 
 
 def draw(results: Sequence[Result]) -> None:
-    """Every run's curves, a running mean of ten values, calibration on and off in two colours."""
+    """Every run's curves, a running mean of ten values, in a colour for each kind."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     for (name, title), axis in zip(PANELS.items(), axes, strict=True):
         for result in results:
             known = [(i + 1, v) for i, v in enumerate(result.curves[name]) if v is not None]
             steps = [step for step, _ in known]
             values = [fmean(v for _, v in known[max(i - 9, 0) : i + 1]) for i in range(len(known))]
-            colour = "#1f5fa8" if result.calibration else "#b0481a"
-            axis.plot(steps, values, color=colour, linewidth=1.5)
+            axis.plot(steps, values, color=COLOURS[result.calibration], linewidth=1.5)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    for colour, label in (("#1f5fa8", "calibration on"), ("#b0481a", "off")):
-        axes[0].plot([], [], color=colour, label=label)
+    for kind, colour in COLOURS.items():
+        axes[0].plot([], [], color=colour, label=f"calibration {kind}")
     axes[0].legend(fontsize=9)
     figure.savefig(PICTURE, dpi=100)
     plt.close(figure)
 
 
 def print_table(results: Sequence[Result]) -> None:
-    """One line a run, then the means with and without calibration."""
+    """One line a run, then the means of each kind."""
     columns = ("calibration", "seed", *TABLE.values())
     print("".join(f"{column:>16}" for column in columns))
     for r in results:
-        curves = (r.ends(name) for name in TABLE)
-        print("".join(f"{cell:>16}" for cell in (*_run(r), *map(_change, curves))))
-    for calibration in (True, False):
-        some = [r for r in results if r.calibration is calibration]
+        cells = (r.calibration, str(r.seed), *(_change(r.ends(name)) for name in TABLE))
+        print("".join(f"{cell:>16}" for cell in cells))
+    for kind in OVERRIDES:
+        some = [r for r in results if r.calibration == kind]
         if some:
             means = (
                 (fmean(r.ends(name)[0] for r in some), fmean(r.ends(name)[1] for r in some))
                 for name in TABLE
             )
-            row = (_on(calibration), f"mean of {len(some)}", *map(_change, means))
+            row = (kind, f"mean of {len(some)}", *map(_change, means))
             print("".join(f"{cell:>16}" for cell in row))
     print(
         "agreement, same pairs and true quality: on held-out tasks before -> after RL; all else: "
         f"mean of a run's first {SPAN} values -> of its last {SPAN}"
     )
-
-
-def _run(r: Result) -> tuple[str, str]:
-    return _on(r.calibration), str(r.seed)
-
-
-def _on(calibration: bool) -> str:
-    return "on" if calibration else "off"
 
 
 def _change(ends: tuple[float, float]) -> str:
@@ -190,17 +187,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/self_critique"))
     parser.add_argument("--start", type=Path, help="a checkpoint in place of the supervised start")
-    parser.add_argument("--only", choices=["on", "off"])
+    parser.add_argument("--only", choices=list(OVERRIDES))
     parser.add_argument("--note", default="", help="what else the machine was doing")
     arguments = parser.parse_args()
     runs = arguments.runs.absolute()
     start = arguments.start.absolute() if arguments.start else None
     for seed in arguments.seeds:
-        for calibration in (True, False):
-            if arguments.only in (None, _on(calibration)):
+        for kind in OVERRIDES:
+            if arguments.only in (None, kind):
                 start = start or supervised_start(runs)
-                folder = runs / f"seed{seed}-{_on(calibration)}"
-                keep(run(start, folder, calibration=calibration, seed=seed, note=arguments.note))
+                folder = runs / f"seed{seed}-{kind}"
+                keep(run(start, folder, calibration=kind, seed=seed, note=arguments.note))
     results = [Result(**r) for r in json.loads(DATA.read_text())["results"]]
     draw(results)
     print_table(results)

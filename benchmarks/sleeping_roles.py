@@ -16,6 +16,7 @@ from rl.config import ObjectiveConfig, TrainConfig
 from rl.loop import Course, Loop, Step
 from rl.rollout_config import RolloutConfig
 from rollout.episode import Completion, Episode, Group, StopReason
+from rollout.starts import Start
 
 GROUPS, SAMPLES = 16, 8
 STEPS = 60
@@ -76,7 +77,13 @@ class SleepingEngine:
         self._timer: asyncio.TimerHandle | None = None
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
         """One group."""
         lengths = (self._length(int(task.id), k) for k in range(samples))

@@ -1,11 +1,16 @@
 """How long new weights take into a running engine on this host, against the machine's memcpy.
 
-A K2 network with random bfloat16 weights of about 1 GB, and the tiny one, on a vLLM engine each.
+A K2 network with random bfloat16 weights of about 1 GB, and the tiny one in float32 (as the
+quickstart has it), on a vLLM engine each.
 Per round, one after another: a copy of as many bytes on one thread and on two; publishing (copy
 into shared memory that is there from versions before, with digests); verifying (digests, in the
 engine's owner, while requests run); loading (generation is paused for it: into the layouts of the
 kernels). Medians of wall time, and of processor time in the process that does it, which other jobs
 on the machine do not lengthen as much. With --layerwise vLLM's own reload runs, too.
+
+What an update in flight costs generation: the samples of a quickstart's step are drawn with and
+without one, in turns. The difference is what it stalls for: loading, while nothing is generated,
+and keys and values that are computed again under the new weights.
 
 Then what changes cost and save: bytes sent, and seconds to find and to apply them, when a share of
 the elements has changed.
@@ -38,13 +43,14 @@ from model.load import write_config
 from model.send_weights import WeightSender, WeightUpdate
 from model.shards import merge_index, write_shards
 from model.tiny import tiny_config
-from rollout.config import EngineConfig
+from rollout.config import Dtype, EngineConfig
 from rollout.engine import Engine
 from rollout.receive_changes import HeldCopy
 
 DATA = Path(__file__).resolve().parent / "data" / "weight_update.json"
 SHARES = (0.001, 0.01, 0.1, 0.5)  # of elements that change
-PAUSES = 5  # rounds in flight
+PAUSES = 7  # rounds in flight
+STEP = {"samples": 128, "max_tokens": 64}  # what the quickstart draws for one step
 WARM = 2  # rounds that make and map both sets of files
 TRANSFER = (
     "publish",
@@ -78,10 +84,20 @@ def gigabyte_config() -> K2Config:
     )
 
 
-CONFIGS: dict[str, Callable[[], K2Config]] = {
-    "tiny": lambda: tiny_config(512),
-    "gigabyte": gigabyte_config,
+CONFIGS: dict[str, tuple[Callable[[], K2Config], Dtype]] = {
+    "tiny": (lambda: tiny_config(512), Dtype.float32),
+    "gigabyte": (gigabyte_config, Dtype.bfloat16),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stall:
+    """What one update in flight adds to the generation of a step's samples; medians."""
+
+    step_seconds: float
+    added_seconds: float
+    step_cpu_seconds: float  # of the engine's core
+    added_cpu_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +109,7 @@ class Result:
     direct: bool
     seconds: dict[str, float]  # of the wall clock
     cpu_seconds: dict[str, float]
-    stall_seconds: float | None  # of generation, for one update in flight
+    stall: Stall | None
     changes: list[dict[str, float]]
 
     def ratio(self, stages: Sequence[str]) -> float:
@@ -101,25 +117,27 @@ class Result:
         return self.cpu_seconds["memcpy_1"] / sum(self.cpu_seconds[stage] for stage in stages)
 
 
-def random_weights(config: K2Config) -> dict[str, Tensor]:
+def random_weights(config: K2Config, dtype: torch.dtype) -> dict[str, Tensor]:
     """Released names; the experts of a layer in one block, as a learner has them."""
     torch.manual_seed(0)
     with torch.device("meta"):
         shapes = {name: each.shape for name, each in K2(config).state_dict().items()}
     weights: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        dtype = torch.float32 if name.endswith(KEEPS_FP32) else torch.bfloat16
-        tensor = torch.empty(shape, dtype=dtype).normal_(0, 0.02)
+        kept = torch.float32 if name.endswith(KEEPS_FP32) else dtype
+        tensor = torch.empty(shape, dtype=kept).normal_(0, 0.02)
         weights |= release(name, tensor + name.endswith("norm.weight"))
     return weights
 
 
-def write_checkpoint(config: K2Config, weights: dict[str, Tensor], folder: Path) -> None:
+def write_checkpoint(
+    config: K2Config, weights: dict[str, Tensor], dtype: torch.dtype, folder: Path
+) -> None:
     """A folder that vLLM starts from."""
     folder.mkdir()
     write_shards(weights.items(), folder, 1 << 30)
     merge_index(folder)
-    write_config(config, folder, torch.bfloat16)
+    write_config(config, folder, dtype)
 
 
 class Stopwatch:
@@ -190,26 +208,33 @@ async def rounds_of(
 
 async def stall(
     engine: Engine, sender: WeightSender, weights: dict[str, Tensor], rounds: int
-) -> float:
-    """Seconds that one update in flight adds to a batch of requests; median over pairs."""
+) -> Stall:
+    """A step's samples with and without an update in flight."""
 
-    async def batch(update: WeightUpdate | None) -> float:
-        start = time.perf_counter()
-        requests = engine.generate([9, 8, 7], samples=32, max_tokens=96, temperature=1.0)
+    async def step(update: WeightUpdate | None) -> tuple[float, float]:
+        start, cpu = time.perf_counter(), core_seconds()
+        requests = engine.generate([*range(9, 39)], **STEP, temperature=1.0)
         running = asyncio.create_task(requests)
         if update is not None:
             await asyncio.sleep(0.3)
             await engine.receive(update)
         await running
-        return time.perf_counter() - start
+        return time.perf_counter() - start, core_seconds() - cpu
 
-    added = []
+    pairs = []
     for number in range(100, 100 + rounds):
         update = sender.publish(weights.items(), number)
-        without = await batch(None)
-        added.append(await batch(update) - without)
+        pairs.append((await step(None), await step(update)))
         sender.release(number)
-    return statistics.median(added)
+
+    def medians(clock: int) -> tuple[float, float]:
+        added = statistics.median(other[clock] - one[clock] for one, other in pairs)
+        return statistics.median(one[clock] for one, _ in pairs), added
+
+    (wall, more), (cpu, more_cpu) = medians(0), medians(1)
+    return Stall(
+        step_seconds=wall, added_seconds=more, step_cpu_seconds=cpu, added_cpu_seconds=more_cpu
+    )
 
 
 def changes_of(weights: dict[str, Tensor], shares: tuple[float, ...]) -> list[dict[str, float]]:
@@ -248,12 +273,13 @@ def changes_of(weights: dict[str, Tensor], shares: tuple[float, ...]) -> list[di
 
 async def measure(name: str, rounds: int, layerwise: bool) -> Result:
     """Start an engine on random weights and update it."""
-    config = CONFIGS[name]()
-    weights = random_weights(config)
+    make, precision = CONFIGS[name]
+    config, dtype = make(), getattr(torch, precision.value)
+    weights = random_weights(config, dtype)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "model")
-        write_checkpoint(config, weights, checkpoint)
-        settings = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_bytes=1 << 26)
+        write_checkpoint(config, weights, dtype, checkpoint)
+        settings = EngineConfig(dtype=precision, max_model_len=256, kv_cache_bytes=1 << 28)
         engine = await Engine.start(settings, checkpoint)
     sender = WeightSender()
     core: Any = engine._llm
@@ -272,8 +298,8 @@ async def measure(name: str, rounds: int, layerwise: bool) -> Result:
         direct=direct,
         seconds=watch.medians(0, WARM),
         cpu_seconds=watch.medians(1, WARM),
-        stall_seconds=stalled,
-        changes=[] if layerwise else changes_of(weights, SHARES),
+        stall=stalled,
+        changes=changes_of(weights, SHARES) if name == "gigabyte" and not layerwise else [],
     )
 
 
@@ -298,8 +324,14 @@ def print_result(result: Result) -> None:
             f"{result.num_bytes / max(cpu, 1e-9) / 1e9:6.2f} GB/s"
         )
     print(f"  of memcpy: transfer {result.ratio(TRANSFER):.2f}, all {result.ratio(ALL):.2f}")
-    if result.stall_seconds is not None:
-        print(f"  one update in flight adds {1e3 * result.stall_seconds:.0f} ms to a batch")
+    if result.stall is not None:
+        at = result.stall
+        print(
+            f"  an update in flight adds {1e3 * at.added_seconds:.0f} ms to a step's generation of "
+            f"{at.step_seconds:.2f} s; CPU {1e3 * at.added_cpu_seconds:.0f} ms to "
+            f"{at.step_cpu_seconds:.2f} s ({at.added_cpu_seconds / at.step_cpu_seconds:.1%}, of it "
+            f"loading {result.cpu_seconds['load'] / at.step_cpu_seconds:.1%})"
+        )
     for each in result.changes:
         print(
             f"  {each['share']:6.1%} changed: {each['bytes_ratio']:.3f} of the bytes, "

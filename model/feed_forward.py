@@ -3,6 +3,8 @@
 Shapes: T packed tokens, D hidden, E experts, K experts per token, I expert width.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -38,10 +40,24 @@ class SwiGLU(nn.Module):
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Routed(NamedTuple):
+    """Where a router sends its tokens."""
+
+    chosen: Int[Tensor, "T K"]
+    weights: Float[Tensor, "T K"]
+    differing: Int[Tensor, ""] | None  # choices of a replay that it would not have made itself
+
+
 class Router(nn.Module):
-    """Sigmoid router (spec 1.4): the bias helps to choose the experts, never to weight them."""
+    """Sigmoid router (spec 1.4): the bias helps to choose the experts, never to weight them.
+
+    It may be given the choices of the rollout engine (R3, arXiv 2510.11370). Weights are of its own
+    scores all the same: their gradient reaches the scores of the experts that were replayed.
+    """
 
     e_score_correction_bias: Tensor  # [E] fp32
+    follows = True
+    """Whether it takes a replay's experts; else it only counts where its own choice differs."""
 
     def __init__(self, config: K2Config) -> None:
         super().__init__()
@@ -50,15 +66,25 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
-    def forward(
-        self, x: Float[Tensor, "T D"], replay: Int[Tensor, "T K"] | None = None
-    ) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"]]:
-        """Chosen experts, those of `replay` if given, and their weights."""
+    def forward(self, x: Float[Tensor, "T D"], replay: Int[Tensor, "T K"] | None = None) -> Routed:
+        """Chosen experts, those of `replay` where it names any (-1: it does not), and weights."""
         precise = torch.promote_types(x.dtype, torch.float32)
         scores = functional.linear(x.to(precise), self.weight.to(precise)).sigmoid()
-        chosen = self._choose(scores.detach()) if replay is None else replay
+        chosen, differing = self._choose(scores.detach()), None
+        if replay is not None:
+            chosen, differing = self._replayed(chosen, replay)
         mine = scores.gather(1, chosen)
-        return chosen, self.factor * mine / (mine.sum(-1, keepdim=True) + 1e-20)
+        weights = self.factor * mine / (mine.sum(-1, keepdim=True) + 1e-20)
+        return Routed(chosen, weights, differing)
+
+    def _replayed(
+        self, own: Int[Tensor, "T K"], replay: Int[Tensor, "T K"]
+    ) -> tuple[Int[Tensor, "T K"], Int[Tensor, ""]]:
+        """The experts to take, and how many of the replay's are not among the own."""
+        recorded = replay[:, :1] >= 0
+        shared = (replay[:, :, None] == own[:, None]).any(-1)
+        differing = (recorded & ~shared).sum()
+        return torch.where(recorded, replay, own) if self.follows else own, differing
 
     def _choose(self, scores: Float[Tensor, "T E"]) -> Int[Tensor, "T K"]:
         """The best biased scores, of the best groups only if there are groups (DeepSeek-V3)."""
@@ -123,7 +149,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "T D"], replay: Int[Tensor, "T K"] | None = None
-    ) -> tuple[Float[Tensor, "T D"], Int[Tensor, "T K"]]:
-        """sum_i g_i Expert_i(x) + SharedExpert(x), and the chosen experts."""
-        chosen, weights = self.gate(x, replay)
-        return self.experts(x, chosen, weights) + self.shared_experts(x), chosen
+    ) -> tuple[Float[Tensor, "T D"], Routed]:
+        """sum_i g_i Expert_i(x) + SharedExpert(x), and where the router sent the tokens."""
+        routed = self.gate(x, replay)
+        return self.experts(x, routed.chosen, routed.weights) + self.shared_experts(x), routed

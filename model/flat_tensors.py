@@ -57,6 +57,26 @@ def flats_of_stage_3(zero: Any) -> Iterator[FlatTensor]:
         yield FlatTensor(tensor=tensor, runs=runs, group=group, muon=muon)
 
 
+def kept_tensors(zero: Any) -> Iterator[Tensor]:
+    """Every tensor that ZeRO keeps between steps: weights, gradients, buckets, parts of ZeRO-3.
+
+    Found by looking through all that it holds: what is forgotten here would stay on the device.
+    """
+    yield from _tensors_in([*vars(zero).values(), [vars(b) for b in zero.ipg_buckets.values()]])
+
+
+def _tensors_in(held: Any) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+        if (part := getattr(held, "ds_tensor", None)) is not None:
+            yield part
+    elif isinstance(held, dict):
+        yield from _tensors_in(list(held.values()))
+    elif isinstance(held, list | tuple | set):
+        for each in held:
+            yield from _tensors_in(each)
+
+
 def reserve_disk(zero: Any) -> None:
     """Take the room that ZeRO-3's state needs on the disk: DeepSpeed does not see writes that fail.
 

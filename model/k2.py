@@ -5,7 +5,8 @@ two fused tensors. Weights keep their own precision (fp32 masters); activations,
 they meet, are in `compute_dtype`. Router, normalisation statistics, rotation and attention logits
 are at least fp32 whatever the compute precision.
 
-Shapes: T packed tokens, L layers, D hidden, N heads, E experts, K experts per token.
+Shapes: T packed tokens, U of them computed (`model.shared_prefixes`), L layers, D hidden, N heads,
+E experts, K experts per token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from model.feed_forward import Linear, MixtureOfExperts, Router, SwiGLU
 from model.k2_config import K2Config
 from model.network import Network, NetworkOutput
 from model.rope import rotate, rotations, softmax_scale
+from model.shared_prefixes import Sharing, shared_prefixes
 
 
 class RMSNorm(nn.Module):
@@ -67,9 +69,13 @@ class Attention(nn.Module):
         self.o_proj = Linear(self.heads * self.value, config.hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "T D"], rotation: Tensor, lengths: Sequence[int]
-    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, " N"]]:
-        """Output and each head's largest logit."""
+        self,
+        x: Float[Tensor, "U D"],
+        rotation: Tensor,
+        lengths: Sequence[int],
+        shared: Sharing | None = None,
+    ) -> tuple[Float[Tensor, "U D"], Float[Tensor, " N"]]:
+        """Output and each head's largest logit; `x` is of the kept places alone, if some are."""
         q = self.q_proj(x) if self.direct else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_c, q_r = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], dim=-1)
         c_kv, k_r = self.kv_a_proj_with_mqa(x).split([self.latent, self.rope], dim=-1)
@@ -78,7 +84,11 @@ class Attention(nn.Module):
         q_r = rotate(q_r, rotation)
         k_r = rotate(k_r[:, None], rotation).expand(-1, self.heads, -1)  # one key for all heads
         q, k = torch.cat([q_c, q_r], dim=-1), torch.cat([k_c, k_r], dim=-1)
+        if shared is not None:
+            q, k, v = (each.index_select(0, shared.of) for each in (q, k, v))
         out, max_logit = causal_attention(q, k, v, lengths, self.scale)
+        if shared is not None:
+            out = out.index_select(0, shared.kept)
         return self.o_proj(out.flatten(1)), max_logit
 
 
@@ -88,6 +98,7 @@ class LayerOutput(NamedTuple):
     x: Float[Tensor, "T D"]
     max_logit: Float[Tensor, " N"]  # largest attention logit of every head
     chosen: Int[Tensor, "T K"] | None  # experts; None in a dense layer
+    differing: Int[Tensor, ""] | None  # choices of a replay that it would not make
 
 
 class Layer(nn.Module):
@@ -111,13 +122,16 @@ class Layer(nn.Module):
         rotation: Tensor,
         lengths: Sequence[int],
         replay: Int[Tensor, "T K"] | None = None,
+        shared: Sharing | None = None,
     ) -> LayerOutput:
         """The layer over packed sequences."""
-        attended, max_logit = self.self_attn(self.input_layernorm(x), rotation, lengths)
+        attended, max_logit = self.self_attn(self.input_layernorm(x), rotation, lengths, shared)
         x = x + attended
         normed = self.post_attention_layernorm(x)
-        fed, chosen = (self.mlp(normed), None) if self.dense else self.mlp(normed, replay)
-        return LayerOutput(x + fed, max_logit, chosen)
+        if self.dense:
+            return LayerOutput(x + self.mlp(normed), max_logit, None, None)
+        fed, routed = self.mlp(normed, replay)
+        return LayerOutput(x + fed, max_logit, routed.chosen, routed.differing)
 
 
 class Decoder(nn.Module):
@@ -168,6 +182,9 @@ class K2(Network):
         self.checkpoint_layers = checkpoint_layers
         self.count_load = count_load
         self.load: Int[Tensor, "moe_layers E"] | None = None
+        self.differing: Int[Tensor, ""] | None = None
+        """Choices of the last pass's replay that the routers would not have made; None: no replay.
+        """
         self.model = Decoder(config, int4_experts)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
@@ -177,20 +194,33 @@ class K2(Network):
         lengths: Sequence[int],
         replay: Int[Tensor, "moe_layers T K"] | None = None,
     ) -> NetworkOutput:
-        """See `model.network.Network`. Raises ValueError on what does not fit the config."""
+        """See `model.network.Network`. Raises ValueError on what does not fit the config.
+
+        A token without a record has -1 for all its experts: the routers choose for it.
+        """
         self._check(ids, lengths, replay)
         precise = torch.promote_types(self.compute_dtype, torch.float32)
         rotation = rotations(self.config, lengths, precise).to(ids.device)
+        # A replay has experts of its own for every place, also where the tokens are the same.
+        shared = shared_prefixes(ids, lengths) if replay is None else None
+        if shared is not None:
+            ids, rotation = ids[shared.kept], rotation[shared.kept]
         x = self.model.embed_tokens(ids).to(self.compute_dtype)
-        max_logits, choices, dense = [], [], self.config.first_k_dense_replace
+        max_logits, choices, differing = [], [], []
+        dense = self.config.first_k_dense_replace
         for index, layer in enumerate(self.model.layers):
             given = None if replay is None or index < dense else replay[index - dense].long()
-            x, max_logit, chosen = self._run(layer, x, rotation, lengths, given)
+            x, max_logit, chosen, differs = self._run(layer, x, rotation, lengths, given, shared)
             max_logits.append(max_logit)
             choices += [] if chosen is None else [chosen]
+            differing += [] if differs is None else [differs]
+        self.differing = torch.stack(differing).sum() if differing else None
         if self.count_load:
-            self._count(choices)
-        return NetworkOutput(self.model.norm(x), torch.stack(max_logits))
+            self._count([each if shared is None else each[shared.of] for each in choices])
+        hidden = self.model.norm(x)
+        if shared is not None:
+            hidden = hidden.index_select(0, shared.of)
+        return NetworkOutput(hidden, torch.stack(max_logits))
 
     def _run(self, layer: nn.Module, *inputs: Any) -> LayerOutput:
         if not self.checkpoint_layers:
@@ -217,10 +247,12 @@ class K2(Network):
                 f"replay must be integers of shape [MoE layers, tokens, experts per token] = "
                 f"{list(wanted)}, got {replay.dtype} of shape {list(replay.shape)}"
             )
-        if bool(((replay < 0) | (replay >= self.config.n_routed_experts)).any()):
+        none = (replay == -1).all(-1)
+        named = ((replay >= 0) & (replay < self.config.n_routed_experts)).all(-1)
+        if not bool((none | named).all()):
             raise ValueError(
-                f"replay must name experts below {self.config.n_routed_experts}, got "
-                f"{int(replay.min())} to {int(replay.max())}"
+                f"replay must name experts below {self.config.n_routed_experts}, or -1 for all of "
+                f"a token, got {int(replay.min())} to {int(replay.max())}"
             )
 
     @torch.no_grad()
@@ -230,6 +262,14 @@ class K2(Network):
         counts.scatter_add_(1, chosen, torch.ones_like(chosen))
         self.load = counts if self.load is None else self.load + counts
 
+    def follow_(self, replay: bool) -> None:
+        """Take the experts of a replay from now on, or only count where the routers differ."""
+        for router in self._routers():
+            router.follows = replay
+
+    def _routers(self) -> list[Router]:
+        return [module for module in self.modules() if isinstance(module, Router)]
+
     def balance_(self, rate: float) -> None:
         """Move every router's bias against the `load` counted since the last call (spec 1.4).
 
@@ -237,8 +277,7 @@ class K2(Network):
         """
         if self.load is None:
             raise ValueError("no load was counted: build the network with count_load=True")
-        routers = [module for module in self.modules() if isinstance(module, Router)]
-        for router, load in zip(routers, self.load, strict=True):
+        for router, load in zip(self._routers(), self.load, strict=True):
             router.balance_(load, rate)
         self.load = None
 

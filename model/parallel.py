@@ -37,15 +37,17 @@ from model.flat_tensors import (
     flats_of_stage_1_and_2,
     flats_of_stage_3,
     keep_gradients,
+    kept_tensors,
     reserve_disk,
     swapped_in,
 )
+from model.host_memory import HostMemory
 from model.muonclip import MuonClip, parameter_groups
 from model.network import Network
 from model.pieces import Piece
 from model.policy import Policy, PolicyOutput
 from model.qk_clip import qk_clip_gamma
-from model.state import Run, SavedState, write_state
+from model.state import Run, SavedState, StateFile, state_file
 
 ROOT = "network."  # what Policy puts before the network's names
 MOST_SKIPPED = 5  # optimiser steps in a row
@@ -154,6 +156,7 @@ class Shard:
             group["moe"], group["name"] = group["experts"], _group_name(parallel)
         self.optimizer = _Optimizer(param_groups, optimizer, device=self.device)
         self._skipped = 0  # steps in a row
+        self._host = HostMemory()
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
         self._engine, _ = accelerator.prepare(self.policy, self.optimizer)
         self._shard_optimizer({id(parameter): name for name, parameter in named}, shapes)
@@ -275,12 +278,13 @@ class Shard:
                 if mine:
                     yield name, tensor.detach(), expert.first if expert is not None else 0
 
-    def save(self, folder: Path, counters: dict[str, int]) -> None:
-        """Write this shard's part of the optimiser's state, and its random state, into `folder`.
+    def state_files(self, folder: Path, counters: dict[str, int]) -> Iterator[StateFile]:
+        """This shard's part of the optimiser's state, and its random state, to write in `folder`.
 
         Weights of less than float32 are saved here too, as the optimiser has them. `counters` are
         numbers of the caller, given back by `restore`. Every flat tensor gets a file, so that what
-        lies on a disk comes into memory one at a time.
+        lies on a disk comes into memory one at a time: a file is to be written, or copied, before
+        the next is asked for.
         """
 
         def runs(flat: Tensor) -> Iterator[Run]:
@@ -298,11 +302,11 @@ class Shard:
             # The first files are those of every shard's first part: one random state for each.
             rank, size = index * self.size + self.rank, len(flats) * self.size
             with self.optimizer.in_memory(flat):
-                write_state(folder, runs(flat), rank=rank, size=size, counters=counters)
+                yield state_file(folder, runs(flat), rank=rank, size=size, counters=counters)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> dict[str, int]:
-        """Take what `save` wrote, on any number of shards, cut in any way.
+        """Take what `state_files` were, on any number of shards, cut in any way.
 
         Weights came with `fill`; those that were saved are taken too. Raises CheckpointError if
         something is missing.
@@ -311,6 +315,30 @@ class Shard:
         self.optimizer.restore(saved)
         torch.set_rng_state(saved.random(self.rank))
         return saved.counters
+
+    def kept(self) -> Iterator[Tensor]:
+        """All tensors that this shard keeps between calls, some of them several times."""
+        yield from self.policy.parameters()
+        yield from self.policy.buffers()
+        for state in self.optimizer.state.values():
+            yield from state.values()
+        yield from kept_tensors(self._engine.optimizer)
+
+    def offload(self) -> None:
+        """Leave the device to others: what is kept lies in host memory until `reload`.
+
+        On CPU it does already. What ZeRO-3 has gathered is let go of. Raises RuntimeError if the
+        host has not as much memory.
+        """
+        if self.parallel.zero_stage == 3:
+            self._engine.optimizer.empty_partition_cache()
+        if self.device.type != "cpu":
+            self._host.take(self.kept(), self.device)
+            torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Come back to the device, bit by bit as it was."""
+        self._host.give_back()
 
     def close(self) -> None:
         """Leave the job."""

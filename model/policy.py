@@ -62,7 +62,8 @@ class Policy(nn.Module):
             loss_mask: true on tokens in the loss; false on the first token of every sequence.
             lengths: tokens of each sequence.
             temperatures: logits of a sequence are divided by its temperature.
-            replay: experts that the rollout engine chose, if they are to be used again.
+            replay: experts that the rollout engine chose, if they are to be used again; -1 for all
+                of a token whose experts are not known.
         """
         output = (
             self.network(ids, lengths, replay) if replay is not None else self.network(ids, lengths)

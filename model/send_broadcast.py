@@ -1,106 +1,74 @@
-"""Weight updates to hosts that do not share this one's memory: the files, broadcast in pieces.
+"""Weight updates to hosts that do not share this one's memory: the published files, as they are.
 
-One group is one sender and every receiver (`rollout/receive_broadcast.py`); several senders have a
-group each, so that no weights travel between senders. What arrives are the same files that engines
-of this host map, and the same digests verify them. Gloo carries bytes between processors; NCCL
-needs the same three calls on device memory.
+One group is one sending host and every receiving one (`rollout/receive_broadcast.py`); several
+sending hosts have a group each, so that no weights travel between senders. What arrives are the
+same files that engines of this host map, and the same digests verify them.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 from model.send_weights import WeightUpdate
 
-PIECE = 1 << 26  # bytes of one broadcast: each has the whole time limit
-NOTHING = -1 << 62  # what a receiver says that holds no version
 
+class Link(Protocol):
+    """The group, seen from its rank 0 (`rl.weight_link.Link`)."""
 
-class BroadcastError(RuntimeError):
-    """A receiver is gone or silent: the group is of no more use, and what was sent is void."""
+    def gather(self, mine: int) -> list[int]:
+        """The number that each member brings, by rank."""
+        ...
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meeting:
-    """Where a group meets: the sender listens, and is rank 0."""
-
-    address: str
-    port: int
-    rank: int
-    size: int
-    meet_s: float  # to wait for the others: engines take minutes to start
-    limit_s: float  # of every step after that
+    def broadcast(self, data: Tensor) -> None:
+        """These bytes [n] to all others."""
+        ...
 
 
 class Broadcaster:
-    """The sending end of one group."""
+    """Sends updates; the files stay mapped, since senders write the same ones again."""
 
-    def __init__(self, meeting: Meeting) -> None:
-        """Meet the receivers. Raises BroadcastError if one does not come in time."""
-        self._limit = timedelta(seconds=meeting.limit_s)
-        wait = timedelta(seconds=meeting.meet_s)
-        try:
-            store = TCPStore(
-                meeting.address, meeting.port, meeting.size, is_master=True, timeout=wait
-            )
-            self._group: Any = ProcessGroupGloo(
-                PrefixStore("weights", store), meeting.rank, meeting.size, wait
-            )
-        except RuntimeError as error:
-            raise BroadcastError(
-                f"not all of {meeting.size - 1} receivers came: {error}"
-            ) from error
+    def __init__(self) -> None:
+        """Map nothing yet."""
+        self._maps: dict[str, tuple[int, Tensor]] = {}
+        self._before: Sequence[str] = ()
 
-    def send(self, update: WeightUpdate) -> bool:
+    def send(self, update: WeightUpdate, link: Link) -> bool:
         """Bring an update to all receivers; only its changes, if all of them hold their base.
 
         Returns:
             Whether it was sent whole.
 
-        Raises BroadcastError if a receiver does not take its part in time.
+        Raises OSError if a file is not there, and what the link raises.
         """
-        try:
-            held = self._held()
-            changes = update.changes
-            whole = changes is None or changes.base is None or set(held) != {changes.base}
-            files = update.files if whole or changes is None else changes.files
-            data = [np.memmap(file, np.uint8, "r+") for file in files]
-            self._send_header(update, whole, [len(each) for each in data])
-            for each in data:
-                self._send_bytes(torch.from_numpy(each))
-        except RuntimeError as error:
-            raise BroadcastError(f"version {update.version} was not sent: {error}") from error
-        return whole
-
-    def _held(self) -> list[int]:
-        """The version that each receiver holds."""
-        mine = torch.tensor([NOTHING])
-        all_held = [torch.zeros_like(mine) for _ in range(self._group.size())]
-        self._group.allgather(all_held, mine, self._limit).wait(self._limit)
-        return [int(each.item()) for each in all_held[1:]]
-
-    def _send_header(self, update: WeightUpdate, whole: bool, sizes: Sequence[int]) -> None:
+        _, *held = link.gather(0)
         changes = update.changes
+        whole = changes is None or changes.base is None or set(held) != {changes.base}
+        files = update.files if whole or changes is None else changes.files
+        data = [self._bytes_of(file) for file in files]
         header = {
             "version": update.version,
             "digests": update.digests,
             "num_bytes": update.num_bytes,
-            "sizes": sizes,
-            "whole": whole,
-            "base": changes.base if changes is not None else None,
-            "delta": changes is not None,
+            "sizes": [len(each) for each in data],
+            "base": None if whole or changes is None else changes.base,
         }
         encoded = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
-        self._send_bytes(torch.tensor([len(encoded)]))
-        self._send_bytes(encoded)
+        length = torch.tensor([len(encoded)])
+        for each in (length.view(torch.uint8), encoded, *data):
+            link.broadcast(each)
+        kept = {*files, *self._before}
+        self._maps = {file: known for file, known in self._maps.items() if file in kept}
+        self._before = files
+        return whole
 
-    def _send_bytes(self, tensor: Tensor) -> None:
-        for piece in tensor.split(PIECE):
-            self._group.broadcast(piece, 0, self._limit).wait(self._limit)
+    def _bytes_of(self, file: str) -> Tensor:
+        status = Path(file).stat()
+        known = self._maps.get(file)
+        if known is None or known[0] != status.st_ino or len(known[1]) != status.st_size:
+            mapped = torch.from_file(file, shared=False, size=status.st_size, dtype=torch.uint8)
+            known = self._maps[file] = (status.st_ino, mapped)
+        return known[1]

@@ -299,6 +299,14 @@ def _file_headers(file: Path) -> dict[str, Header]:
         raise CheckpointError(f"{file} is truncated or corrupt: {error}") from error
 
 
+def write_file(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """One safetensors file of contiguous tensors on CPU. Raises OSError if the disk refuses."""
+    try:
+        save_file(dict(tensors), file, dict(metadata))
+    except SafetensorError as error:  # its word for a full disk
+        raise OSError(f"cannot write {file}: {error}") from error
+
+
 def write_shards(
     tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int, *, part: int = 0
 ) -> None:
@@ -311,10 +319,7 @@ def write_shards(
 
     def flush() -> None:
         file = folder / f"part-{part:05d}-{number:05d}.safetensors"
-        try:
-            save_file(pending, file, metadata={"format": "pt"})
-        except SafetensorError as error:  # its word for a full disk
-            raise OSError(f"cannot write {file}: {error}") from error
+        write_file(file, pending, {"format": "pt"})
         pending.clear()
 
     for name, tensor in tensors:

@@ -7,16 +7,16 @@ size and shards may all change between saving and loading.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.formats import CheckpointError
+from model.shards import write_file
 
 PATTERN = "state-*.safetensors"
 
@@ -41,24 +41,37 @@ class _Place:
     end: int
 
 
-def write_state(
-    folder: Path, runs: Iterable[Run], *, rank: int, size: int, counters: Mapping[str, int]
-) -> None:
-    """Write this shard's runs, its random state, and numbers that all shards have in common.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateFile:
+    """One file before it is written: views of what the optimiser holds, or copies of them."""
 
-    Raises OSError or CheckpointError when the disk refuses.
-    """
-    tensors = {f"{r.kind}|{r.parameter}|{r.begin}": r.values.cpu().contiguous() for r in runs}
+    path: Path
+    tensors: Mapping[str, Tensor]
+    counters: Mapping[str, int]
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> "StateFile":
+        """The same of copies."""
+        tensors = {name: copy(tensor) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    def write(self) -> None:
+        """Write it. Raises OSError when the disk refuses."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
+        write_file(self.path, tensors, {"counters": json.dumps(dict(self.counters))})
+
+
+def state_file(
+    folder: Path, runs: Iterable[Run], *, rank: int, size: int, counters: Mapping[str, int]
+) -> StateFile:
+    """This shard's runs, its random state, and numbers that all shards have in common."""
+    tensors = {f"{r.kind}|{r.parameter}|{r.begin}": r.values for r in runs}
     tensors["random"] = torch.get_rng_state()
-    file = folder / f"state-{rank:05d}-of-{size:05d}.safetensors"
-    try:
-        save_file(tensors, file, {"counters": json.dumps(dict(counters))})
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot write {file}: {error}") from error
+    path = folder / f"state-{rank:05d}-of-{size:05d}.safetensors"
+    return StateFile(path=path, tensors=tensors, counters=counters)
 
 
 class SavedState:
-    """What `write_state` of all shards has written."""
+    """What `StateFile.write` of all shards has written."""
 
     def __init__(self, folder: Path) -> None:
         """Index the files.

@@ -45,7 +45,7 @@ class RepetitionDetector:
         self._tokens = np.empty(0, dtype=np.int64)  # [<= window] the last ones
         self._hashes = np.empty(0, dtype=np.uint64)  # of the n-gram that ends at each of them
 
-    def feed(self, tokens: Sequence[int]) -> bool:
+    def feed(self, tokens: Sequence[int] | np.ndarray) -> bool:
         """Read the next tokens; returns `found`."""
         new = np.asarray(tokens, dtype=np.int64)
         for first in range(0, len(new), STRIDE):

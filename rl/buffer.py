@@ -84,8 +84,7 @@ class GroupBuffer:
         async with self._changed:
             self._journal.finish(position)
             now = asyncio.get_running_loop().time()
-            newest = _newest(group)  # once: it goes through every token
-            finished = Finished(position=position, group=group, newest=newest, since=now)
+            finished = Finished(position=position, group=group, newest=_newest(group), since=now)
             started = self._running.pop(position)
             if finished.newest is not None and finished.newest < started:
                 raise RunFailed(
@@ -165,5 +164,4 @@ class GroupBuffer:
 def _newest(group: Group | None) -> int | None:
     if group is None or group.skipped:
         return None
-    versions = (max(e.completion.versions, default=None) for e in group.episodes)
-    return max((version for version in versions if version is not None), default=None)
+    return max((v for e in group.episodes for v in e.completion.versions.values), default=None)

@@ -3,7 +3,7 @@
 checkpoints/step_20/manifest.json    size and SHA-256 of every other file, written last
                     state.json       what the driver needs to go on
                     model/           Hugging Face checkpoint, tokenizer included
-                    learner.pt       optimiser and random state
+                    state-*          optimiser and random state of every shard
 checkpoints/latest -> step_20        moved last
 
 `rl.save_checkpoint` writes them.

@@ -18,19 +18,31 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorUnavailableError,
+    ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
     RayActorError,
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from model.config import Rank
 from model.send_weights import SHARED_MEMORY, remove_dead_folders
 from rewards.score import Score
 from rewards.task import TaskKind
-from rl.config import ClusterConfig, TrainConfig
+from rl.colocated import ColocatedLearner
+from rl.config import ClusterConfig, Placement, TrainConfig
 from rl.errors import BadInput, PartLost, RunFailed, bad_input
+from rl.gpus import Reserved, check_gpus
 from rl.part import farewell, watch_head, why_dead, within
 from rl.remote import RemoteLearner, together
 from rl.reward_pool import Item, WorkerDied
@@ -39,15 +51,27 @@ from rl.reward_worker import RewardWorker
 from rl.rollout_seats import RemoteRollouts
 from rl.supervision import Restarts
 from rl.timeline import Span
+from rl.turns import EnginesTurn
 from rl.watched_worker import WatchedRolloutWorker
+from rl.weight_relay import WeightRelay
+from rl.weight_transport import WeightTransport
 from rl.worker_spans import SpanLog
 
 if TYPE_CHECKING:
+    from model.snapshot import Writing
     from rl.learner_spec import LearnerSpec
 
 RESTART_S = 120.0  # a new process imports sympy: 2 s, or many on a busy machine
+RESERVE_S = 120.0  # for those who have the GPUs to leave
 MOST_CALLS = 100_000  # to one rollout worker at a time; Ray would let a health call wait at 1,000
-DEAD = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
+MOST_GROUPS = 64  # that one relay takes part in at a time: a thread each
+DEAD = (
+    RayActorError,
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    WorkerCrashedError,
+)
 
 
 def connect(config: ClusterConfig) -> None:
@@ -73,6 +97,7 @@ def connect(config: ClusterConfig) -> None:
     # Two cores carry five actors here: they take turns, so Ray is told of enough to place them all.
     try:
         ray.init(
+            address="local",  # else it would join one that somebody has started on this machine
             num_cpus=max(os.cpu_count() or 1, config.rollout_workers + 4),
             include_dashboard=port is not None,
             dashboard_port=port,
@@ -91,6 +116,7 @@ class Actor:
     def __init__(self, name: str, part: type, *args: Any, **options: Any) -> None:
         """Create `part(*args)` in a process of its own, placed as Ray's `options` say."""
         self.name = name
+        self._host: str | None = None
         remote: Any = ray.remote(part)
         self.handle: ActorHandle = remote.options(**options).remote(*args)
 
@@ -113,6 +139,57 @@ class Actor:
     def kill(self) -> None:
         """End the process now, whatever it does."""
         ray.kill(self.handle)
+
+    async def host(self) -> str:
+        """The node of Ray that it lives on: what is in one's shared memory, another may not see."""
+        if self._host is None:
+            self._host = await self.call("__ray_call__", _node_here)
+        return self._host
+
+
+def _node_here(part: object) -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def _beside_driver() -> dict[str, Any]:
+    """Options of parts that need no device: together, and not spread over hosts by chance."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+
+
+async def _host_of(part: Any) -> str:
+    return await part.host()
+
+
+def _gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+async def reserve(count: int, *, share: float = 1.0) -> Reserved | None:
+    """Reserve so many GPUs, near each other; None where the cluster has no GPU at all.
+
+    `share` is what each who uses a GPU takes of it.
+
+    Raises:
+        BadInput: they are not there, or others keep them.
+    """
+    there = _gpus()
+    if there == 0:
+        return None
+    group = placement_group([{"GPU": 1}] * count, strategy="PACK")
+    if there < count or not await asyncio.to_thread(group.wait, RESERVE_S):
+        remove_placement_group(group)
+        raise BadInput(f"{count} GPUs are needed; the cluster has {there}, or others use them")
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return Reserved(
+        bundles=tuple(sorted(range(count), key=lambda bundle: (nodes[bundle], bundle))),
+        strategy=lambda bundle: PlacementGroupSchedulingStrategy(
+            placement_group=group,
+            placement_group_bundle_index=bundle,
+            placement_group_capture_child_tasks=True,
+        ),
+        share=share,
+    )
 
 
 def _head_address() -> tuple[str, int]:
@@ -179,6 +256,10 @@ class LearnerWorker:
         with self._spans.span(method):
             return getattr(self._learner, method)(*args)
 
+    def written(self) -> "Writing":
+        """How far this shard is with the files of a checkpoint; asked too often for a span."""
+        return self._learner.written()
+
     def take_spans(self, track: str) -> list[Span]:
         """What was done here since the last call."""
         return self._spans.take(track)
@@ -209,6 +290,9 @@ class Cluster:
             for index in range(config.rewards.workers)
         ]
         self._learners: list[Actor] = []
+        self._colocated = config.cluster.placement is Placement.colocated
+        self._gpus: Reserved | None = None  # the learner's
+        self._transport: WeightTransport | None = None
         self._rollouts: RemoteRollouts | None = None
         self._reward_watch = RewardWatch(self._judges, self.restarts)
         self._head_watch: asyncio.Task[None] | None = None
@@ -237,12 +321,12 @@ class Cluster:
                 "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
             }
         }
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if 0 < gpus < size:
-            raise BadInput(f"parallel.shards={size}, but the cluster has {gpus} GPUs")
-        placed = {"runtime_env": environment, "num_gpus": min(gpus, 1)}
+        check_gpus(self._config, _gpus())
+        gpus = self._gpus = await reserve(size, share=0.5 if self._colocated else 1.0)
+        placed = [gpus.shard(rank) if gpus else _beside_driver() for rank in range(size)]
         shards = self._learners = [
-            Actor(f"learner shard {rank}", LearnerWorker, **placed) for rank in range(size)
+            Actor(f"learner shard {rank}", LearnerWorker, runtime_env=environment, **options)
+            for rank, options in enumerate(placed)
         ]
         address, port = await shards[0].call("address")
         places = [Rank(rank=rank, size=size, address=address, port=port) for rank in range(size)]
@@ -250,10 +334,45 @@ class Cluster:
             shard.call("start", spec, probe, place)
             for shard, place in zip(shards, places, strict=True)
         ]
-        return RemoteLearner(shards, (await together(shards, starts))[0], ray.put)
+        notes = await together(shards, starts)
+        self._transport = WeightTransport(
+            self._config.weights.transport,
+            [await shard.host() for shard in shards],
+            start=self._start_relay,
+            host_of=_host_of,
+            restarts=self.restarts,
+        )
+        kind = ColocatedLearner if self._colocated else RemoteLearner
+        return kind(shards, notes[0], ray.put, self._transport)
+
+    async def _start_relay(self, host: str) -> Actor:
+        """What sends or receives weights on a node. Raises PartLost if the node is gone."""
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        if host not in nodes:
+            raise PartLost(f"host {host[:8]}", "the cluster does not have it any more")
+        address = nodes[host]["NodeManagerAddress"]
+        relay = Actor(
+            f"weights relay on {address}",
+            WeightRelay,
+            address,
+            self._config.weights.delta,
+            max_concurrency=MOST_GROUPS,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(host, soft=False),
+        )
+        try:
+            await within(RESTART_S, relay.name, relay.call("device"))
+        except BaseException:
+            relay.kill()
+            raise
+        return relay
 
     async def place_rollouts(
-        self, checkpoint: Path, *, seed: int, again: Callable[[], Path] | None = None
+        self,
+        checkpoint: Path,
+        *,
+        seed: int,
+        again: Callable[[], Path] | None = None,
+        learner: "asyncio.Task[RemoteLearner] | None" = None,
     ) -> RemoteRollouts:
         """Create the rollout workers and wait until every engine is ready.
 
@@ -262,18 +381,26 @@ class Cluster:
             seed: of the sampling; each engine gets its own, derived from it.
             again: what an engine that takes the place of a lost one starts from; by default
                 `checkpoint`, if that stays where it is.
+            learner: while it is being placed; colocated engines start when it has left the devices.
         """
         count, settings = self._config.cluster.rollout_workers, self._config.engine
+        ways, shared = settings.tensor_parallel_size, await self._sharing(learner)
+        turn = shared.engines_turn if shared else EnginesTurn()
+        gpus = self._gpus if shared else await reserve(count * ways)
         judges = [RewardCalls(judge) for judge in self.judges]
 
         async def start(index: int, number: int) -> Actor:
             engine = replace(settings, seed=seed + index + number * count)
             folder = again() if again is not None and number else checkpoint
             worker = Actor(
-                f"rollout worker {index}", WatchedRolloutWorker, max_concurrency=MOST_CALLS
+                f"rollout worker {index}",
+                WatchedRolloutWorker,
+                max_concurrency=MOST_CALLS,
+                **(gpus.engine(index, ways) if gpus else {"scheduling_strategy": "SPREAD"}),
             )
             rewards, rollout = self._config.rewards, self._config.rollout
-            starting = worker.call("start", engine, folder, judges, rewards, rollout)
+            parts = (engine, folder, judges, rewards, rollout, shared is not None)
+            starting = worker.call("start", *parts)
             try:
                 # Beyond the engine's own limit there is a process to start, and what it imports.
                 await within(settings.start_timeout_s + RESTART_S, worker.name, starting)
@@ -282,14 +409,32 @@ class Cluster:
                 raise
             return worker
 
+        timeout_s = self._config.cluster.engine_timeout_s
         with bad_input():
-            workers = await asyncio.gather(*(start(index, 0) for index in range(count)))
-        self._rollouts = RemoteRollouts(
-            workers, start, self.restarts, timeout_s=self._config.cluster.engine_timeout_s
-        )
+            async with turn.joining():
+                workers = await asyncio.gather(*(start(index, 0) for index in range(count)))
+                self._rollouts = RemoteRollouts(
+                    workers, start, self.restarts, timeout_s=timeout_s, turn=turn
+                )
+                if shared:
+                    shared.share_with(self._rollouts)
         self._reward_watch.start(self._rollouts.fail)
         self._head_watch = asyncio.create_task(watch_head(_head_address(), self._rollouts.fail))
         return self._rollouts
+
+    async def _sharing(
+        self, learner: "asyncio.Task[RemoteLearner] | None"
+    ) -> ColocatedLearner | None:
+        """The learner that shares its devices with the engines, once it has left them to these."""
+        if learner is None or not self._colocated:
+            return None
+        await asyncio.wait([learner])
+        if learner.cancelled() or learner.exception() is not None:
+            raise asyncio.CancelledError  # who places it hears why
+        placed = learner.result()
+        assert isinstance(placed, ColocatedLearner)
+        await placed.leave()
+        return placed
 
     async def shutdown(self) -> None:
         """Let every part put its things away, then leave Ray (and stop it, if started here)."""
@@ -298,6 +443,8 @@ class Cluster:
             self._head_watch.cancel()
         farewells = [farewell(judge, "close") for judge in self._judges]
         farewells += [farewell(shard, "close") for shard in self._learners]
+        relays = self._transport.relays.values() if self._transport is not None else ()
+        farewells += [farewell(relay, "close") for relay in relays]
         if self._rollouts is not None:  # only started engines have anything to put away
             await self._rollouts.close()
             farewells += [farewell(worker, "shutdown") for worker in self._rollouts.workers]

@@ -84,10 +84,22 @@ class EvaluationConfig:
         _at_least(self, "evaluation", tasks=1, samples=1, temperature=0.01)
 
 
+class Transport(Enum):
+    """How published weights come from the learner's shards to an engine."""
+
+    auto = "auto"
+    """From shards on the engine's own host by shared memory, from others by broadcast."""
+    shared_memory = "shared_memory"
+    """All parts must see the same /dev/shm."""
+    broadcast = "broadcast"
+    """Even on one host; for tests, and for hosts whose parts do not share memory."""
+
+
 @dataclass(kw_only=True, slots=True)
 class WeightsConfig:
     """Publishing weights to the engines, and the probe that proves they arrived."""
 
+    transport: Transport = Transport.auto
     bucket_bytes: int = 268435456
     """Size of one file in shared memory."""
     delta: bool = False
@@ -113,9 +125,21 @@ class CheckpointConfig:
         _at_least(self, "checkpoint", every=1, keep=1)
 
 
+class Placement(Enum):
+    """Where engines and learner compute."""
+
+    disaggregated = "disaggregated"
+    """Each on devices of its own, at the same time."""
+    colocated = "colocated"
+    """Both on the same devices, in turns (k2-spec 6.1): the other's state is in host memory, or
+    dropped. parallel.shards must be rollout_workers x engine.tensor_parallel_size."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     """Where the parts run."""
+
+    placement: Placement = Placement.disaggregated
 
     ray_address: str | None = None
     """Ray cluster to join ("auto", "ray://host:port", "host:port"). None: start Ray here."""
@@ -188,6 +212,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what concerns more than one section."""
         _at_least(self, "recipe", steps=1)
+        shards, engines = self.parallel.shards, self.cluster.rollout_workers
+        devices = engines * self.engine.tensor_parallel_size
+        if self.cluster.placement is Placement.colocated and shards != devices:
+            raise ValueError(
+                f"cluster.placement=colocated: parallel.shards={shards} must be the {devices} "
+                f"devices of cluster.rollout_workers={engines} engines"
+            )
         wide = self.policy.dtype is Dtype.float32
         if wide and self.parallel.weights is Precision.bfloat16:
             raise ValueError("policy.dtype=float32 needs parallel.weights=float32")

@@ -70,6 +70,9 @@ async def _compare(training: Training, tell: Tell) -> None:
     served = await training.policy.publish(0)
     tell(_agreement("fixed prompts, first weights", served, "probe/", fixed))
     batch = await _sample(training)
+    if config.engine.routing_replay:
+        without, replayed = [await training._call("compare", batch, r) for r in (False, True)]
+        tell(_replay(without, replayed, sampled))
     seen = await training.policy.update([batch], [])
     tell(_agreement("sampled, first weights", seen, "mismatch/", sampled))
     served = await training.policy.publish(1)
@@ -92,6 +95,26 @@ def _agreement(tokens: str, metrics: dict[str, float], prefix: str, tolerance: f
         mean=metrics[f"{prefix}abs_logprob"],
         largest=metrics[f"{prefix}max_abs_logprob"],
         tolerance=tolerance,
+    )
+
+
+def _replay(without: dict[str, float], replayed: dict[str, float], tolerance: float) -> Finding:
+    """What the engine's experts change of the difference on the same tokens."""
+    before, after = (each["mismatch/abs_logprob"] for each in (without, replayed))
+    most = [each["mismatch/max_abs_logprob"] for each in (without, replayed)]
+    found = (
+        f"|log-prob: engine - learner| is {after:.2g} nats on average, at most {most[1]:.2g}; with "
+        f"the learner's own experts {before:.2g}, at most {most[0]:.2g}; "
+        f"{without['mismatch/experts']:.2%} of the engine's choices are not its own"
+    )
+    if after <= max(before, tolerance):
+        return _fine("routing replay", found)
+    return Finding(
+        check="routing replay",
+        verdict=Verdict.fail,
+        found=found,
+        advice="the engine's experts are not those of these tokens: engine.routing_replay=false, "
+        "and please report it",
     )
 
 

@@ -19,17 +19,19 @@ from model.checkpoint_reader import (
     read_tokenizer,
     write_description,
 )
-from model.config import Precision, Rank
+from model.config import Offload, Precision, Rank
 from model.formats import CheckpointError, Quantised, release, store
 from model.parallel import Shard, StepReport, join
 from model.policy import PolicyOutput
 from model.schedule import learning_rate_at
 from model.send_weights import WeightSender, WeightUpdate
-from model.shards import merge_index, write_shards
+from model.shards import write_shards
+from model.snapshot import Snapshot, Writing
+from model.state import StateFile
 from rl.batch import Batch
 from rl.learner_passes import Pass, Passes
 from rl.learner_spec import LearnerSpec, OtherShardFailed, Published
-from rl.mismatch import mismatch_metrics
+from rl.mismatch import experts_metrics, mismatch_metrics
 from rl.objective_config import OldLogprobs
 from rl.objectives import ptx_loss
 from rl.policy_loss import POLICY_TOTALS, PolicyLoss, policy_metrics
@@ -70,6 +72,7 @@ class Learner:
             router_bias_rate=spec.router_bias_rate,
         )
         self._sender = WeightSender(bucket_bytes=spec.bucket_bytes, delta=spec.delta)
+        self._snapshot = Snapshot()
         self._iterations = 0
         self._version = 0  # last published
 
@@ -144,6 +147,19 @@ class Learner:
         result["time/learn"] = time.perf_counter() - started
         return result
 
+    def compare(self, batch: Batch, replay: bool) -> dict[str, float]:
+        """`mismatch/` of a batch under the present weights, without a step.
+
+        Without `replay` the routers take their own choices and not the engine's, if there are any.
+        """
+        objective = PolicyLoss(self._spec.objective, self._version, self._shard.device)
+        parts = self._passes.cut(batch)
+        starts = self._passes.logprobs(parts, replay=replay)
+        for part, start in zip(parts, starts, strict=True):
+            if part is not None and start is not None:
+                objective.observe(part, start)
+        return self._mismatch(objective)
+
     def publish(self, version: int) -> Published:
         """Write this shard's share of the weights as `version` where engines can map them.
 
@@ -173,31 +189,48 @@ class Learner:
         self._sender.release(version)
 
     def save(self, folder: Path) -> None:
-        """Write model (tokenizer too), optimiser and random state below `folder`, which exists.
+        """Copy model (tokenizer too), optimiser and random state; a thread writes them.
 
-        Raises OSError or CheckpointError, on every shard, if one of them cannot write.
+        `written` tells how that goes; `rl.save_checkpoint.shards_written` makes one checkpoint of
+        what all shards have written below `folder`, which exists. What lies on a disk
+        (offload=nvme) does not fit into memory, and is written before this returns.
+
+        Raises OSError or CheckpointError, on every shard, if one of them cannot copy.
         """
         narrow = self._spec.parallel.weights is Precision.bfloat16
         dtype = torch.bfloat16 if narrow else torch.float32
-        model = folder / "model"
-        rank, size = self._shard.rank, self._shard.size
+        model, rank = folder / "model", self._shard.rank
+        counters = {"iterations": self._iterations, "narrow": int(narrow)}
+        weights: list[tuple[str, Tensor]] = []
+        files: list[StateFile] = []
 
-        def write() -> None:
+        def copy() -> None:
+            self._snapshot.begin()
             tensors = self._released(dtype, masters=True)
             try:
-                model.mkdir(exist_ok=True)
-                write_shards(tensors, model, SHARD_BYTES, part=rank)
+                weights.extend((name, self._snapshot.copy(tensor)) for name, tensor in tensors)
             finally:
                 _exhaust(tensors)
-            self._shard.save(folder, {"iterations": self._iterations, "narrow": int(narrow)})
+            for file in self._shard.state_files(folder, counters):
+                if self._spec.parallel.offload is Offload.nvme:
+                    file.write()
+                else:
+                    files.append(file.copied(self._snapshot.copy))
 
-        def finish() -> None:
+        def write() -> None:
+            model.mkdir(exist_ok=True)
+            write_shards(weights, model, SHARD_BYTES, part=rank)
+            for file in files:
+                file.write()
             if rank == 0:
-                merge_index(model, size)
                 write_description(self._tokenizer, self._network, model, dtype)
 
-        self._together(write)
-        self._together(finish)
+        self._together(copy)
+        self._snapshot.write(write)
+
+    def written(self) -> Writing:
+        """How far this shard is with the files of the last `save`."""
+        return self._snapshot.writing
 
     def resume(self, folder: Path) -> None:
         """Take optimiser and random state of `save`; the model was loaded from `folder/model`.
@@ -213,8 +246,17 @@ class Learner:
             )
         self._iterations = counters["iterations"]
 
+    def offload(self) -> None:
+        """Leave the device to the engines, until `reload` (`Shard.offload`)."""
+        self._shard.offload()
+
+    def reload(self) -> None:
+        """Come back to the device."""
+        self._shard.reload()
+
     def close(self) -> None:
-        """Remove what was published, and leave the other shards."""
+        """Remove what was published, end what is being written, and leave the other shards."""
+        self._snapshot.close()
         self._sender.close()
         self._shard.close()
 
@@ -266,7 +308,8 @@ class Learner:
         sums = objective.mismatch.sums
         total = torch.tensor(self._shard.total(sums.flatten().tolist()), dtype=sums.dtype)
         largest = self._shard.largest(objective.mismatch.largest)
-        return mismatch_metrics(total.view_as(sums), largest)
+        experts = experts_metrics(*self._shard.total(self._passes.take_choices()))
+        return mismatch_metrics(total.view_as(sums), largest) | experts
 
     def _released(
         self, dtype: torch.dtype, *, masters: bool = False

@@ -3,11 +3,12 @@
 All shards must do the same passes: one that has fewer micro-batches than another runs idle ones.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.k2 import K2
@@ -45,6 +46,7 @@ class Passes:
         self._network = network
         self._micro_batch_tokens = micro_batch_tokens
         self._router_bias_rate = router_bias_rate
+        self._choices = torch.zeros(2, dtype=torch.float64, device=shard.device)
 
     def cut(self, batch: Batch) -> list[Batch | None]:
         """This shard's micro-batches, as many as every shard has: None where it has no more."""
@@ -55,13 +57,27 @@ class Passes:
         return parts + [None] * (most - len(parts))
 
     @torch.no_grad()
-    def logprobs(self, parts: Sequence[Batch | None]) -> list[Float[Tensor, " N"] | None]:
-        """Log-probs of the loss tokens under the present weights; None for idle passes."""
+    def logprobs(
+        self, parts: Sequence[Batch | None], *, replay: bool = True
+    ) -> list[Float[Tensor, " N"] | None]:
+        """Log-probs of the loss tokens under the present weights; None for idle passes.
+
+        Without `replay` every router takes its own choice; those recorded are only compared.
+        """
         found: list[Float[Tensor, " N"] | None] = []
-        for part in parts:
-            output = self._shard.policy(*self._arguments(part or idle_batch()))
-            found.append(output.logprobs if part is not None else None)
+        with self._following(replay):
+            for part in parts:
+                output = self._shard.policy(*self._arguments(part or idle_batch()))
+                self._count_choices(part)
+                found.append(output.logprobs if part is not None else None)
         return found
+
+    def take_choices(self) -> list[float]:
+        """Of all passes since the last call: recorded choices of experts that the routers would not
+        have made, and all that were recorded."""
+        taken = self._choices.tolist()
+        self._choices.zero_()
+        return taken
 
     def step(
         self, passes: Sequence[Pass], learning_rate: float
@@ -77,6 +93,7 @@ class Passes:
         for index, one in enumerate(passes):
             load = self._network.load
             output = self._shard.forward(*self._arguments(one.part or idle_batch()))
+            self._count_choices(one.part)
             if one.part is None:
                 loss = 0.0 * output.logprobs.sum()
                 self._network.load = load
@@ -97,15 +114,39 @@ class Passes:
             self._balance_routers()
         return totals, report
 
-    def _arguments(self, batch: Batch) -> tuple[Tensor, Tensor, list[int], Tensor]:
+    def _arguments(
+        self, batch: Batch
+    ) -> tuple[Tensor, Tensor, list[int], Tensor, Int[Tensor, "layers T K"] | None]:
         """Of `Policy.forward`."""
-        device = self._shard.device
+        device, routing = self._shard.device, batch.routing
         return (
-            batch.ids.to(device),
+            batch.ids.to(device, torch.long),
             batch.loss_mask.to(device),
             batch.lengths,
             batch.temperatures.to(device),
+            None if routing is None else routing.to(device).movedim(1, 0),
         )
+
+    @contextlib.contextmanager
+    def _following(self, replay: bool) -> Iterator[None]:
+        network = self._network
+        if replay or not isinstance(network, K2):
+            yield
+            return
+        network.follow_(False)
+        try:
+            yield
+        finally:
+            network.follow_(True)
+
+    def _count_choices(self, part: Batch | None) -> None:
+        """Add what the last pass saw of the routers."""
+        network = self._network
+        if part is None or part.routing is None or not isinstance(network, K2):
+            return
+        assert network.differing is not None
+        self._choices[0] += network.differing
+        self._choices[1] += (part.routing >= 0).sum().item()
 
     def _balance_routers(self) -> None:
         """Move the selection bias of every router against the load of the step, over all shards."""

@@ -27,7 +27,9 @@ from rl.errors import RunFailed
 from rl.journal import Journal, JournalState
 from rl.metrics import group_metrics, segment_metrics, staleness
 from rl.sample import Sample, samples_of
+from rollout.draws import wide_hash
 from rollout.episode import Group
+from rollout.starts import Start
 
 
 def nothing_observed(step: int, group: Group) -> object:
@@ -61,7 +63,13 @@ class Rollouts(Protocol):
     """All engines together."""
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
         """One group, from prompt to score."""
         ...
@@ -143,20 +151,36 @@ class Loop:
             raise errors.exceptions[0] from errors
 
     async def _generate(self, parts: asyncio.TaskGroup) -> None:
+        """Ask what is admitted; the groups of a synchronous step all at once."""
+        rollout = self._config.rollout
         while True:
-            admission = await self._buffer.admit()
-            parts.create_task(self._generate_group(admission))
+            count = 1 if rollout.max_staleness else rollout.groups_per_step
+            admitted = [await self._buffer.admit() for _ in range(count)]
+            asked = [(each, self._course.task_at(each.position, each.step)) for each in admitted]
+            wave = [(admission, task) for admission, task in asked if task is not None]
+            for place, (admission, task) in enumerate(wave):
+                start = self._start_of(admission, place, len(wave))
+                parts.create_task(self._generate_group(admission, task, start))
+            for passed_over in (each for each, task in asked if task is None):
+                await self._buffer.put(passed_over.position, None)
 
-    async def _generate_group(self, admission: Admission) -> None:
+    def _start_of(self, admission: Admission, place: int, together: int) -> Start | None:
+        """How a group of a synchronous step begins: alike in every run.
+
+        Others begin as they come: a seed costs the engine a generator for each request.
+        """
+        if self._config.rollout.max_staleness:
+            return None
+        words = (self._config.seed, "group", admission.position, admission.step)
+        return Start(seed=wide_hash(*map(str, words)), place=place, together=together)
+
+    async def _generate_group(self, admission: Admission, task: Task, start: Start | None) -> None:
         position, step = admission.position, admission.step
-        task = self._course.task_at(position, step)
-        if task is None:
-            await self._buffer.put(position, None)
-            return
         group = await self._rollouts.sample(
             task,
             samples=self._config.rollout.samples_per_group,
             temperature=temperature_at(step, self._config.steps, self._config.rollout),
+            start=start,
         )
         self._course.observe(step, group)
         await self._buffer.put(position, group)

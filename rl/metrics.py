@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import wandb
 
 from rewards.comparison import CriticReport
@@ -140,21 +140,26 @@ def segment_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if not done:
         return {}
     return {
-        "rollout/segments": sum(len(set(c.versions)) for c in done) / len(done),
+        "rollout/segments": sum(len(set(c.versions.values)) for c in done) / len(done),
         "rollout/parked": float(sum(c.parked for c in done)),
     }
 
 
 def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
     """How many versions old the tokens in the loss are, and how many are too old to be in it."""
-    batches = list(batches)
-    if not any(batch.total_loss_tokens for batch in batches):
+    in_loss: Counter[int] = Counter()  # tokens by lag
+    masked = 0
+    for sample in (sample for batch in batches for sample in batch.samples):
+        for drawn_with, tokens in sample.completion.versions.runs():
+            if drawn_with >= sample.oldest:
+                in_loss[version - drawn_with] += tokens
+            else:
+                masked += tokens
+    if not in_loss:
         return {}
-    lags = torch.cat([version - b.versions[b.loss_mask] for b in batches])
-    masked = sum(int(((b.versions != -1) & ~b.loss_mask).sum()) for b in batches)
     return {
-        "staleness/mean": lags.double().mean().item(),
-        "staleness/max": float(lags.max()),
+        "staleness/mean": sum(lag * n for lag, n in in_loss.items()) / in_loss.total(),
+        "staleness/max": float(max(in_loss)),
         "rollout/masked_tokens": float(masked),
     }
 
@@ -162,7 +167,7 @@ def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
 def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
     """Every episode of the step with its score, one JSON object a line, in `step_NNNNN.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
+    rows = (
         {
             "task": group.task.id,
             "prompt": group.task.messages[-1].content,
@@ -175,13 +180,13 @@ def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
             "tokens": episode.transcript.response_tokens,
             "truncated": episode.transcript.truncated,
             "stopped": episode.completion.stop_reason.value,
-            "versions": sorted(set(episode.completion.versions)),
+            "versions": sorted(set(episode.completion.versions.values)),
         }
         for group in groups
         for episode in group.episodes
-    ]
-    path = folder / f"step_{step:05d}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    )
+    with (folder / f"step_{step:05d}.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,12 @@ def mismatch_metrics(
     return result
 
 
+def experts_metrics(differing: float, recorded: float) -> dict[str, float]:
+    """`mismatch/experts`: share of the engine's recorded choices of experts that the learner's own
+    routers would not have made, over all passes of the iteration. Nothing without a record."""
+    return {"mismatch/experts": differing / recorded} if recorded else {}
+
+
 def _row(name: str, sums: list[float], largest: float) -> dict[str, float]:
     tokens, *values = sums
     means = [value / max(tokens, 1.0) for value in values]

@@ -17,6 +17,7 @@ from rl.plan_memory import (
     engine_memory,
     forward_pass,
     learner_memory,
+    takes_turns,
 )
 from rl.plan_time import Times, Traffic, times, traffic
 
@@ -54,6 +55,7 @@ class Plan:
     active_parameters: int
     learners: int  # devices
     engines: int  # devices
+    devices: int  # of both: the same ones if they take turns
     device_bytes: int
     learner: LearnerMemory
     engine: EngineMemory
@@ -83,23 +85,27 @@ def make_plan(config: TrainConfig, architecture: Architecture, hardware: Hardwar
     run = forward_pass(config, hardware)
     learner = learner_memory(config, architecture, weights, hardware)
     engine = engine_memory(config, architecture, hardware)
-    took = times(config, architecture, weights, run, hardware, engine)
-    engines = config.cluster.rollout_workers * config.engine.tensor_parallel_size
-    devices = 1 if hardware.unified else config.parallel.shards + engines
+    took = times(config, architecture, weights, run, hardware, (learner, engine))
+    shards, ways = config.parallel.shards, config.engine.tensor_parallel_size
+    engines = config.cluster.rollout_workers * ways
+    turns = takes_turns(config, hardware)
+    devices = shards if turns else shards + engines
+    paid = 1 if hardware.unified else devices
     price = hardware.dollars_per_device_hour
     return Plan(
         recipe=config.name,
         hardware=hardware.name,
         parameters=parameter_count(architecture),
         active_parameters=active_count(architecture),
-        learners=config.parallel.shards,
+        learners=shards,
         engines=engines,
+        devices=devices,
         device_bytes=hardware.memory_bytes,
         learner=learner,
         engine=engine,
         traffic=traffic(config, architecture, weights, run),
         times=took,
-        dollars_per_step=None if price is None else price * devices * took.step / 3600,
+        dollars_per_step=None if price is None else price * paid * took.step / 3600,
         problems=tuple(_problems(config, learner, engine, hardware)),
     )
 
@@ -132,8 +138,9 @@ def _problems(
         yield Problem(part="engine", needed=engine.total, there=hardware.memory_bytes)
     here = hardware.devices_per_node
     hosts = (
-        learner.host * min(shards, here) + learner.shared,
+        (learner.host + learner.away) * min(shards, here) + learner.shared,
         engine.shared * max(1, here // config.engine.tensor_parallel_size),
     )
-    if max(hosts) > hardware.host_bytes:
-        yield Problem(part="host", needed=max(hosts), there=hardware.host_bytes)
+    needed = sum(hosts) if takes_turns(config, hardware) else max(hosts)
+    if needed > hardware.host_bytes:
+        yield Problem(part="host", needed=needed, there=hardware.host_bytes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from model.config import Offload, Precision
 from model.inventory import Architecture, routed_experts
-from rl.config import TrainConfig
+from rl.config import Placement, TrainConfig
 from rl.errors import BadInput
 from rl.hardware import Hardware
 from rl.plan import Plan, make_plan
@@ -83,14 +83,31 @@ def _section(config: TrainConfig, section: str, name: str, values: Sequence[obje
     for value in values:
         said = value.value if isinstance(value, Offload | Precision) else value
         text = str(said).lower() if isinstance(said, bool) else str(said)
-        yield f"{section}.{name}={text}", _changed(config, section, name, value)
+        workers = _workers(config, name, value)
+        engines = f" cluster.rollout_workers={workers}" if workers else ""
+        yield f"{section}.{name}={text}{engines}", _changed(config, section, {name: value}, workers)
+
+
+def _workers(config: TrainConfig, name: str, value: object) -> int | None:
+    """Engines that use all devices of the shards, if one of the two numbers changes with it."""
+    sizes = {"shards": config.parallel.shards, "tensor_parallel_size": _ways(config)}
+    if config.cluster.placement is not Placement.colocated or name not in sizes:
+        return None
+    sizes[name] = int(str(value))
+    return sizes["shards"] // sizes["tensor_parallel_size"] or None
+
+
+def _ways(config: TrainConfig) -> int:
+    return config.engine.tensor_parallel_size
 
 
 def _changed(
-    config: TrainConfig, section: str, name: str, value: object
+    config: TrainConfig, section: str, values: dict[str, object], workers: int | None
 ) -> Callable[[], TrainConfig]:
     def make() -> TrainConfig:
-        part = replace(getattr(config, section), **{name: value})
-        return replace(config, **{section: part})
+        parts: dict[str, object] = {section: replace(getattr(config, section), **values)}
+        if workers is not None:
+            parts["cluster"] = replace(config.cluster, rollout_workers=workers)
+        return replace(config, **parts)  # type: ignore[arg-type]
 
     return make

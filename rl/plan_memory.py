@@ -8,7 +8,7 @@ from model.config import Offload, ParallelConfig, Precision
 from model.gqa import GqaConfig
 from model.inventory import Architecture, Role, Weight, kv_values_per_token, parameter_count
 from model.owners import cut_elements, elements, held, owned_elements
-from rl.config import TrainConfig
+from rl.config import Placement, TrainConfig
 from rl.hardware import Hardware
 from rollout.config import Dtype
 
@@ -36,14 +36,16 @@ class LearnerMemory:
     buckets: int  # of collectives: gradients on their way, weights gathered
     transfer: int  # of weights on their way to the engines
     reserved: int
+    engines: int  # of engines that sleep on the device: what is no tensor of theirs
     host: int  # of the node's memory, for offloaded state and its gradients
+    away: int  # of the node's memory, for all the rest in the engines' turn
     shared: int  # of the node's memory, by all its ranks: versions of the weights for the engines
 
     @property
     def total(self) -> int:
         """On the device."""
         states = self.weights + self.gradients + self.optimizer + self.reserved
-        moving = self.buckets + self.transfer
+        moving = self.buckets + self.transfer + self.engines
         return states + moving + max(self.activations.total, self.step_buffers)
 
 
@@ -55,6 +57,7 @@ class EngineMemory:
     kv_cache: int
     transfer: int
     reserved: int
+    learner: int  # of a learner that is away: what is no tensor of its own
     shared: int  # of the node's memory, by the whole engine: its own copy of the weights
     kv_bytes_per_token: int
     cached_tokens: int  # that fit the cache
@@ -62,7 +65,12 @@ class EngineMemory:
     @property
     def total(self) -> int:
         """On the device."""
-        return self.weights + self.kv_cache + self.transfer + self.reserved
+        return self.weights + self.kv_cache + self.transfer + self.reserved + self.learner
+
+
+def takes_turns(config: TrainConfig, hardware: Hardware) -> bool:
+    """Whether learner and engines leave their devices to each other; the host is not left."""
+    return config.cluster.placement is Placement.colocated and not hardware.unified
 
 
 def number_bytes(dtype: Dtype | Precision) -> int:
@@ -103,15 +111,21 @@ def learner_memory(
     gradients = run.weight_bytes * kept
     if parallel.zero_stage > 1:
         gradients = FLOAT32 * total - waiting
+    on_device = run.weight_bytes * kept + FLOAT32 * buffers
+    optimizer = 0 if away else state
+    buckets = _buckets(weights, run, live.total)
+    turns = takes_turns(config, hardware)
     return LearnerMemory(
-        weights=run.weight_bytes * kept + FLOAT32 * buffers,
+        weights=on_device,
         gradients=gradients,
-        optimizer=0 if away else state,
+        optimizer=optimizer,
         activations=live,
         step_buffers=_step_buffers(weights, {} if away else mine, run),
-        buckets=_buckets(weights, run, live.total),
+        buckets=buckets,
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
+        engines=hardware.reserved_bytes if turns else 0,
+        away=on_device + gradients + optimizer + buckets if turns else 0,
         host=waiting + (state if parallel.offload is Offload.cpu else 0),
         shared=shared_bytes(config, weights, hardware),
     )
@@ -158,6 +172,7 @@ def engine_memory(
         kv_cache=engine.kv_cache_bytes,
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
+        learner=hardware.reserved_bytes if takes_turns(config, hardware) else 0,
         shared=2 * whole if config.weights.delta else 0,
         kv_bytes_per_token=per_token,
         cached_tokens=engine.kv_cache_bytes // per_token,

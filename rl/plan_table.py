@@ -16,8 +16,7 @@ def print_plan(plan: Plan, changes: Sequence[Change], console: Console) -> None:
     """Tables of memory, traffic and time; then whether it fits, and what would make it fit."""
     title = Text(
         f"{plan.recipe} on {plan.hardware}: {plan.parameters:,} parameters, "
-        f"{plan.active_parameters:,} active; {plan.learners} learner and {plan.engines} engine "
-        "devices"
+        f"{plan.active_parameters:,} active; {_devices(plan)}"
     )
     console.print(Group(title, _learner(plan), _engine(plan), _traffic(plan), _times(plan)))
     if plan.fits:
@@ -53,6 +52,12 @@ def plan_json(plan: Plan, changes: Sequence[Change]) -> str:
     return json.dumps(content)
 
 
+def _devices(plan: Plan) -> str:
+    if plan.devices == plan.learners == plan.engines:
+        return f"{plan.devices} devices, which learner and engines use in turns"
+    return f"{plan.learners} learner and {plan.engines} engine devices"
+
+
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.2f} GB"
 
@@ -81,8 +86,10 @@ def _learner(plan: Plan) -> Table:
         ("buckets of collectives", memory.buckets),
         ("weights on their way to engines", memory.transfer),
         ("reserved", memory.reserved),
+        ("engines that sleep", memory.engines),
         ("total", memory.total),
         ("host, offloaded state", memory.host),
+        ("host, the rest in the engines' turn", memory.away),
         ("host, all its devices: weights for engines", memory.shared),
     ]
     return _rows("Learner device, memory", ((name, _gb(size)) for name, size in rows))
@@ -95,6 +102,7 @@ def _engine(plan: Plan) -> Table:
         ("KV cache", _gb(memory.kv_cache)),
         ("weights on their way", _gb(memory.transfer)),
         ("reserved", _gb(memory.reserved)),
+        ("the learner that is away", _gb(memory.learner)),
         ("total", _gb(memory.total)),
         ("host, the engine's copy of the weights", _gb(memory.shared)),
         ("KV cache of a token", f"{memory.kv_bytes_per_token:,} bytes"),
@@ -129,6 +137,7 @@ def _times(plan: Plan) -> Table:
         ("training, together", took.training),
         ("rollout" + (", beside training" if took.overlapped else ""), took.rollout),
         ("publishing", took.publish),
+        ("the learner's state to the host and back", took.turns),
         ("one step", took.step),
     ]
     table = _rows(

@@ -24,7 +24,7 @@ from model.owners import cut_elements, owned_elements, replicas
 from rl.config import TrainConfig
 from rl.hardware import Hardware
 from rl.objective_config import OldLogprobs
-from rl.plan_memory import FLOAT32, EngineMemory, number_bytes
+from rl.plan_memory import FLOAT32, EngineMemory, LearnerMemory, number_bytes, takes_turns
 
 MUON_BYTES = 2  # of a number that travels to be orthogonalised, and of its update
 # Of an element with offload: gradient to the host, direction to the device, update back, weight.
@@ -66,6 +66,7 @@ class Times:
     offload: float
     rollout: float
     publish: float
+    turns: float  # the learner's state to the host and back, where engines share its device
     overlapped: bool  # rollout runs beside training
 
     @property
@@ -78,7 +79,7 @@ class Times:
     def step(self) -> float:
         """The iteration."""
         parts = (self.training, self.rollout)
-        return (max(parts) if self.overlapped else sum(parts)) + self.publish
+        return (max(parts) if self.overlapped else sum(parts)) + self.publish + self.turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +156,10 @@ def times(
     weights: Sequence[Weight],
     run: Pass,
     hardware: Hardware,
-    cache: EngineMemory,
+    memory: tuple[LearnerMemory, EngineMemory],
 ) -> Times:
     """Seconds of one iteration."""
+    learner, cache = memory
     parallel, given = config.parallel, load(config, run)
     sent, steps = traffic(config, architecture, weights, run), config.objective.minibatches
     peak = hardware.flops if run.compute_bytes == 2 else hardware.flops_float32
@@ -186,7 +188,10 @@ def times(
         offload=steps * sent.offload / away,
         rollout=_rollout(config, architecture, hardware, cache),
         publish=sent.publish / (hardware.inter_node_bandwidth * hardware.network_efficiency),
-        overlapped=config.rollout.max_staleness > 0 and not hardware.unified,
+        turns=2 * learner.away / hardware.host_bandwidth,
+        overlapped=config.rollout.max_staleness > 0
+        and not hardware.unified
+        and not takes_turns(config, hardware),
     )
 
 

@@ -126,7 +126,8 @@ class PolicyLoss:
         return part.behaviour_logprobs[part.loss_mask].to(self._device)
 
     def _lags(self, part: Batch) -> Int[Tensor, " N"]:
-        return (self._version - part.versions[part.loss_mask]).clamp(min=0).to(self._device)
+        lags = (self._version - part.versions[part.loss_mask]).clamp(min=0)
+        return lags.to(self._device, torch.long)
 
 
 def policy_loss(config: ObjectiveConfig, tokens: Tokens, part: Batch) -> Loss:

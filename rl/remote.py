@@ -13,6 +13,7 @@ from rl.part import Part, asked_spans
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.supervision import Restarts
 from rl.timeline import Span
+from rl.weight_transport import WeightTransport
 
 if TYPE_CHECKING:
     from rl.batch import Batch
@@ -62,12 +63,14 @@ class RemoteLearner:
         shards: Sequence[Part],
         note: str | None,
         share: Callable[[Any], Any] = lambda argument: argument,
+        transport: WeightTransport | None = None,
     ) -> None:
         """Use these shards, already started, which had something to say.
 
-        `share` puts an argument where all of them read it.
+        `share` puts an argument where all of them read it; `transport` brings what they publish to
+        engines, which all see it where it is without one.
         """
-        self.shards, self.note = list(shards), note
+        self.shards, self.note, self.transport = list(shards), note, transport
         self._share = share
         self._published: int | None = None
 
@@ -81,9 +84,13 @@ class RemoteLearner:
             self.shards, [shard.call("call", method, *arguments) for shard in self.shards]
         )
 
+    async def ready(self) -> None:
+        """Have the devices, from which weights are published."""
+
     async def spans(self) -> list[Span]:
         """What the shards did since the last call."""
-        return await asked_spans({f"learner shard {r}": s for r, s in enumerate(self.shards)})
+        parts = {f"learner shard {rank}": shard for rank, shard in enumerate(self.shards)}
+        return await asked_spans(parts | (self.transport.relays if self.transport else {}))
 
     async def call(self, method: str, *args: Any) -> Any:
         """The same; the answer of rank 0, where all answers are alike."""
@@ -153,16 +160,20 @@ class RemotePolicy:
 
         async def offer() -> Offer:
             published = await self._learner.publish(version)
+            updates, transport = [part.update for part in published], self._learner.transport
+            delivery = await transport.begin(updates, self._rollouts.workers) if transport else None
             return Offer(
-                update=merged([part.update for part in published]),
+                update=merged(updates),
+                at=delivery.at if delivery else None,
                 probe=self._probe,
                 logprobs=published[0].probe_logprobs,
                 tolerance=self._tolerance,
             )
 
+        await self._learner.ready()
         reports = await self._rollouts.serve(offer)
         metrics = {"time/sync": time.perf_counter() - started}
         if reports:
-            metrics["probe/abs_logprob"] = max(r.mean for r in reports)
+            metrics["probe/abs_logprob"] = max(r.typical for r in reports)
             metrics["probe/max_abs_logprob"] = max(r.largest for r in reports)
         return metrics

@@ -19,6 +19,8 @@ class RolloutConfig:
     segment_tokens: int | None = None
     """Partial rollout: tokens that a sample draws under one version while others wait for its place
     in the engine. None: no limit."""
+    segment_s: float | None = None
+    """The same in seconds, from a sample's first token on. None: no limit."""
     max_samples_in_flight: int | None = None
     """Samples in one engine at a time, the oldest first. None: engine.max_num_seqs and a quarter
     more, so that the engine never waits for the next."""
@@ -34,6 +36,7 @@ class RolloutConfig:
             ("max_staleness", self.max_staleness, 0),
             ("loss_max_lag", self.loss_max_lag, 0),
             ("segment_tokens", self.segment_tokens, 1),
+            ("segment_s", self.segment_s, 0.01),
             ("max_samples_in_flight", self.max_samples_in_flight, 1),
             ("temperature_start", self.temperature_start, 0.01),
             ("temperature_end", self.temperature_end, 0.01),

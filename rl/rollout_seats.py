@@ -6,6 +6,7 @@ weights that are served before it gets its first group.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from rl.errors import BadInput, PartLost
 from rl.part import Part, asked_spans, within
 from rl.supervision import Restarts
 from rl.timeline import Span
+from rl.turns import EnginesTurn
 from rollout.episode import Group
 from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
 from rollout.probe import ProbeReport, compare_probe
+from rollout.starts import Start
 
 COMPARISON_TOKENS = 512  # of two verdicts, roughly: what a comparison weighs beside a group
 PATIENCE_S = 10.0  # the driver's, beyond the worker's own with its engine
@@ -40,6 +43,9 @@ class Offer:
     probe: list[list[int]]  # [sequences][tokens]
     logprobs: list[list[float]]  # the learner's, of every token but the first
     tolerance: float  # nats
+    at: Callable[[Part], Awaitable[WeightUpdate]] | None = None
+    """Where the update lies for an engine, once it is there; None: as it is, for all. Raises what
+    is in `LOST` if it cannot come there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +75,7 @@ class RemoteRollouts:
         restarts: Restarts,
         *,
         timeout_s: float,
+        turn: EnginesTurn | None = None,
     ) -> None:
         """Use these workers, already started, and look after them.
 
@@ -78,11 +85,13 @@ class RemoteRollouts:
             restarts: counts, and says when it is enough.
             timeout_s: how long an engine may not answer: neither whether it is there nor, once it
                 has been given weights, that it has them. How long a group takes does not matter.
+            turn: when an engine may start; None: always.
         """
         self._seats = [_Seat(index, worker) for index, worker in enumerate(workers)]
         self._start = start
         self._restarts = restarts
         self._timeout_s = timeout_s
+        self._turn = turn or EnginesTurn()
         self._weights = asyncio.Lock()  # a new version and a joining engine take turns
         self._offer: Offer | None = None
         self._failure: BaseException | None = None
@@ -95,12 +104,28 @@ class RemoteRollouts:
         return [seat.part for seat in self._seats if seat.part is not None]
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
-        """One group, from prompt to score; begun anew elsewhere if its worker is lost."""
+        """One group, from prompt to score; begun anew elsewhere if its worker is lost.
+
+        What starts together goes to workers by its place, whatever they do; what is begun anew
+        waits for no other, and so may come out otherwise.
+        """
+        tokens, group = samples * task.token_budget, (task, samples, temperature, rank)
         try:
-            tokens = samples * task.token_budget
-            return await self._on_one(tokens, "sample", task, samples, temperature, rank)
+            if start is not None and start.together:
+                engines = len(self._seats)
+                seat, given = self._seats[start.place % engines], start.of_engine(engines)
+                with contextlib.suppress(*LOST):
+                    return await self._on(seat, tokens, "sample", *group, given)
+                start = start.alone()
+            return await self._on_one(tokens, "sample", *group, start)
         except ValueError as error:
             raise BadInput(f"task {task.id}: {error}") from error
 
@@ -127,10 +152,23 @@ class RemoteRollouts:
         self.check()
         async with self._weights:
             self._offer = None
-            offer = self._offer = await publish()
-            given = [self._give(seat, seat.part, offer) for seat in self._seats if seat.part]
-            reports = await asyncio.gather(*given)
-        return [report for report in reports if report is not None]
+            self._offer = await publish()
+            return await self._give_all(self._offer)
+
+    async def sleep(self) -> None:
+        """Have every engine leave its device, requests kept, until `serve` or `wake`.
+
+        One that does not leave is killed. Its turn must have ended: no engine is being started.
+        """
+        self.check()
+        await asyncio.gather(*(self._sleep(seat, seat.part) for seat in self._seats if seat.part))
+
+    async def wake(self) -> None:
+        """Bring sleeping engines back with the weights last offered; without any, they sleep on."""
+        self.check()
+        async with self._weights:
+            if self._offer is not None:
+                await self._give_all(self._offer)
 
     def check(self) -> None:
         """Raise what ended the supervision: a crash loop, or a mistake of ours."""
@@ -153,15 +191,23 @@ class RemoteRollouts:
     async def _on_one(self, tokens: int, method: str, *args: Any) -> Any:
         """Call a method of the least busy worker; of another one if that is lost meanwhile."""
         while True:
-            seat, part = await self._least_busy()
-            seat.under_way += tokens
-            try:
-                return await self._call(seat, part, method, *args)
-            except LOST as error:
-                self.check()
-                self._lose(seat, part, error)
-            finally:
-                seat.under_way -= tokens
+            seat = await self._least_busy()
+            with contextlib.suppress(*LOST):
+                return await self._on(seat, tokens, method, *args)
+
+    async def _on(self, seat: _Seat, tokens: int, method: str, *args: Any) -> Any:
+        """Call a method of a seat's worker, once it has one. Raises `LOST` if that is lost then."""
+        while (part := seat.part) is None:
+            await self._change()
+        seat.under_way += tokens
+        try:
+            return await self._call(seat, part, method, *args)
+        except LOST as error:
+            self.check()
+            self._lose(seat, part, error)
+            raise
+        finally:
+            seat.under_way -= tokens
 
     async def _call(self, seat: _Seat, part: Part, method: str, *args: Any) -> Any:
         """Call a method that may take as long as it likes, until its worker is given up.
@@ -179,15 +225,19 @@ class RemoteRollouts:
             call.cancel()
             given_up.cancel()
 
-    async def _least_busy(self) -> tuple[_Seat, Part]:
-        """The worker with the fewest tokens under way, once there is one."""
-        while True:
-            self.check()
-            free = [(seat, seat.part) for seat in self._seats if seat.part is not None]
-            if free:
-                return min(free, key=lambda pair: pair[0].under_way)
-            self._changed.clear()
-            await self._changed.wait()
+    async def _least_busy(self) -> _Seat:
+        """That of the worker with the fewest tokens under way, once there is one."""
+        self.check()
+        while not (free := [seat for seat in self._seats if seat.part is not None]):
+            await self._change()
+        return min(free, key=lambda seat: seat.under_way)
+
+    async def _change(self) -> None:
+        """Wait until a worker is back. Raises what ended the supervision."""
+        self.check()
+        self._changed.clear()
+        await self._changed.wait()
+        self.check()
 
     async def _busy(self, seat: _Seat) -> float:
         part = seat.part
@@ -198,6 +248,17 @@ class RemoteRollouts:
             except LOST as error:
                 self._lose(seat, part, error)
         return seat.busy
+
+    async def _sleep(self, seat: _Seat, part: Part) -> None:
+        try:
+            await within(self._timeout_s + PATIENCE_S, seat.name, part.call("sleep"))
+        except LOST as error:
+            part.kill()  # before the learner comes
+            self._lose(seat, part, error)
+
+    async def _give_all(self, offer: Offer) -> list[ProbeReport]:
+        given = [self._give(seat, seat.part, offer) for seat in self._seats if seat.part]
+        return [report for report in await asyncio.gather(*given) if report is not None]
 
     async def _give(self, seat: _Seat, part: Part, offer: Offer) -> ProbeReport | None:
         try:
@@ -210,7 +271,8 @@ class RemoteRollouts:
             return None
 
     async def _receive(self, seat: _Seat, part: Part, offer: Offer) -> ProbeReport:
-        receiving = part.call("receive", offer.update, offer.probe)
+        update = offer.update if offer.at is None else await offer.at(part)
+        receiving = part.call("receive", update, offer.probe)
         return compare_probe(
             await within(self._timeout_s + PATIENCE_S, seat.name, receiving),
             offer.logprobs,
@@ -261,17 +323,19 @@ class RemoteRollouts:
         while True:
             self._restarts.lost(seat.name, error.why if isinstance(error, PartLost) else str(error))
             try:
-                part = await self._start(seat.index, seat.starts)
-            except LOST as again:
-                error = again
-                continue
-            finally:
-                seat.starts += 1
-            try:
-                async with self._weights:
-                    if self._offer is not None:
-                        await self._receive(seat, part, self._offer)
-                    return part
+                async with self._turn.joining():
+                    return await self._join(seat)
             except (*LOST, WeightUpdateError, StaleWeightsError) as again:
-                part.kill()
                 error = again
+
+    async def _join(self, seat: _Seat) -> Part:
+        seat.starts += 1
+        part = await self._start(seat.index, seat.starts - 1)
+        try:
+            async with self._weights:
+                if self._offer is not None:
+                    await self._receive(seat, part, self._offer)
+                return part
+        except BaseException:
+            part.kill()
+            raise

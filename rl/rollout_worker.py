@@ -18,6 +18,7 @@ from rl.timeline import Span
 from rl.worker_spans import SpanLog, TimedAsk, TimedDraws, TimedJudge, of_task
 from rollout.config import EngineConfig
 from rollout.episode import Group
+from rollout.starts import Start
 
 
 class RolloutWorker:
@@ -30,8 +31,9 @@ class RolloutWorker:
         judges: Sequence[ScoreItems],
         rewards: RewardsConfig,
         rollout: RolloutConfig,
+        sleeps: bool = False,
     ) -> None:
-        """Start the engine on `checkpoint` and get it ready to take weights.
+        """Start the engine on `checkpoint` and get it ready to take weights, and to sleep.
 
         Raises:
             RewardError: the critic's endpoint does not answer.
@@ -47,7 +49,9 @@ class RolloutWorker:
         from rollout.sampler import GroupSampler, Rubrics
 
         self._spans = SpanLog()
-        self._engine = await Engine.start(config, checkpoint, repetition=rewards.repetition)
+        self._engine = await Engine.start(
+            config, checkpoint, repetition=rewards.repetition, sleeps=sleeps
+        )
         renderer = Renderer(checkpoint)
         rubrics = None
         if rewards.critic is not None:
@@ -63,6 +67,7 @@ class RolloutWorker:
             self._engine,
             places=rollout.samples_in_flight(config.max_num_seqs),
             segment_tokens=rollout.segment_tokens,
+            segment_s=rollout.segment_s,
         )
         pool = RewardPool(judges, concurrency=rewards.concurrency, quick=quick_kinds(rewards))
         self._sampler = GroupSampler(
@@ -73,22 +78,31 @@ class RolloutWorker:
             repetition_reward=rewards.repetition.reward,
         )
 
-    async def sample(self, task: Task, samples: int, temperature: float, rank: bool) -> Group:
+    async def sample(
+        self, task: Task, samples: int, temperature: float, rank: bool, start: Start | None
+    ) -> Group:
         """One group, from prompt to score."""
         with of_task(task):
             return await self._sampler.sample(
-                task, samples=samples, temperature=temperature, rank=rank
+                task, samples=samples, temperature=temperature, rank=rank, start=start
             )
 
     async def compare(self, pair: Pair) -> PairOutcome:
         """The critic's outcome of one pair."""
         return await self._critic.compare(pair)
 
+    async def sleep(self) -> None:
+        """Leave the device to the learner until weights are received; requests are kept."""
+        with self._spans.span("fall asleep"):
+            await self._engine.sleep()
+
     async def receive(self, update: Any, probe: list[list[int]]) -> list[list[float]]:
         """Take the weights; return the log-probs of the probe sequences under them."""
+        before = self._engine.version
         with self._spans.span("take weights", version=update.version):
             await self._engine.receive(update)
-        self._draws.new_version()
+        if update.version != before:  # else it has slept, and they are those that it had
+            self._draws.new_version()
         return await self._engine.score_tokens(probe)
 
     async def take_spans(self, track: str) -> list[Span]:

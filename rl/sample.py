@@ -1,30 +1,40 @@
-"""Episode -> flat token records that the learner can train on."""
+"""Episode -> what the learner trains on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rl.advantages import group_advantages
 from rl.objective_config import Kind
-from rollout.episode import Group
+from rollout.episode import Completion, Group, StopReason, kept
+from rollout.versions import Versions
+
+NO_VERSION = -1  # of tokens that are not the policy's
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """One sequence of L tokens, every list aligned with `ids`.
+    """One sequence, and what its loss needs to know of it. It holds no copy of the tokens.
 
-    Example, a prompt of two tokens and a response of two, advantage 0.5:
-    `ids=[7, 8, 20, 2]`, `loss_mask=[False, False, True, True]`,
-    `behaviour_logprobs=[0, 0, -0.7, -0.1]`, `advantage=0.5`, `versions=[-1, -1, 3, 3]`.
+    Tokens of the prompt, and those of versions before `oldest`, are context and not in the loss.
     """
 
-    ids: list[int]  # [L]
-    loss_mask: list[bool]  # [L] true on tokens of the policy that are young enough
-    behaviour_logprobs: list[float]  # [L] recorded by the engine, 0 where not the policy's
-    versions: list[int]  # [L] weights each token was sampled with, -1 where not the policy's
+    completion: Completion
+    oldest: int
     advantage: float  # of the whole sequence
-    temperature: float  # logits are divided by it on both sides
+
+    @property
+    def length(self) -> int:
+        """Tokens, the prompt included."""
+        return len(self.completion.prompt_ids) + len(self.completion.token_ids)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens in the loss."""
+        runs = self.completion.versions.runs()
+        return sum(tokens for version, tokens in runs if version >= self.oldest)
 
 
 def samples_of(
@@ -36,31 +46,20 @@ def samples_of(
     without any other still counts in the mean, and in the number of samples.
     """
     advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), kind).tolist()
-    samples = []
-    for episode, advantage in zip(group.episodes, advantages, strict=True):
-        done = episode.completion
-        prompt = len(done.prompt_ids)
-        samples.append(
-            Sample(
-                ids=done.prompt_ids + done.token_ids,
-                loss_mask=[False] * prompt + [version >= oldest for version in done.versions],
-                behaviour_logprobs=[0.0] * prompt + done.logprobs,
-                versions=[-1] * prompt + done.versions,
-                advantage=advantage,
-                temperature=done.temperature,
-            )
-        )
-    return samples
+    return [
+        Sample(completion=episode.completion, oldest=oldest, advantage=advantage)
+        for episode, advantage in zip(group.episodes, advantages, strict=True)
+    ]
 
 
-def supervised_sample(prompt_ids: list[int], response_ids: list[int]) -> Sample:
+def supervised_sample(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Sample:
     """A worked solution to imitate: no behaviour policy, no advantage, temperature 1."""
-    prompt, response = len(prompt_ids), len(response_ids)
-    return Sample(
-        ids=prompt_ids + response_ids,
-        loss_mask=[False] * prompt + [True] * response,
-        behaviour_logprobs=[0.0] * (prompt + response),
-        versions=[-1] * (prompt + response),
-        advantage=0.0,
+    solution = Completion(
+        prompt_ids=kept(prompt_ids, np.int32),
+        token_ids=kept(response_ids, np.int32),
+        logprobs=np.zeros(len(response_ids), np.float32),
+        versions=Versions.of_runs([(NO_VERSION, len(response_ids))]),
+        stop_reason=StopReason.stop,
         temperature=1.0,
     )
+    return Sample(completion=solution, oldest=NO_VERSION, advantage=0.0)

@@ -1,32 +1,44 @@
 """Writes the checkpoints of a run beside its steps: whole and on the disk, or not there at all.
 
-The learner waits only while its shards write their files. Digests, manifest and the move into place
-are the driver's, while the loop goes on:
+The learner waits only while its shards copy what they will write. Files, digests, manifest and the
+move into place are made while the loop goes on:
 
-    learner | step 20 | writes files | step 21      | step 22      |
-    driver  |                        | digests, sync, rename |
+    learner | step 20 | copies | step 21      | step 22      | step 23
+    shards  |                  | write files |
+    driver  |                                | digests, sync, rename |
 
 A disk that refuses does not end a run, whose weights are nowhere else: it is told of, the
 checkpoint before stays, and every step tries again. Only the end waits, and then fails.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from model.formats import CheckpointError
+from model.shards import merge_index
+from model.snapshot import Writing
 from rl.checkpoint import RunState, checkpoints_in, manifest_of, step_of
-from rl.errors import RunFailed
+from rl.errors import PartLost, RunFailed
+from rl.part import Part
+from rl.remote import together
 
 RETRY_S = 10.0  # at the end, for a person who frees space
 TRIES = 60
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 1.0  # between questions whether files are there
+CLOSE_S = 60.0  # beyond it a checkpoint that is being written is given up
 
-WriteFiles = Callable[[Path], Awaitable[None]]
-"""Puts model and learner files into the folder it is given. Raises OSError or CheckpointError."""
+Written = Callable[[], Awaitable[None]]
+"""Waits until all files are there, or none is written any more; then raises OSError or
+CheckpointError."""
+WriteFiles = Callable[[Path], Awaitable[Written]]
+"""Begins to put model and learner files into the folder it is given: on return the learner may
+change its weights. Raises OSError or CheckpointError."""
 
 
 class Checkpoints:
@@ -57,23 +69,31 @@ class Checkpoints:
         """The last one could not be written: try again at the next step."""
 
     async def save(self, state: RunState, write: WriteFiles) -> None:
-        """Begin `step_N`; on return `write` has ended, and the learner may change its weights."""
+        """Begin `step_N`, after the one before; on return the learner may change its weights."""
         await self.settle()
         partial = self._folder / f"step_{state.step}.partial"
         try:
             await asyncio.to_thread(self._begin, partial)
-            await write(partial)
+            written = await write(partial)
         except (OSError, CheckpointError) as error:
             self._refused(state, partial, error)
             return
-        self._finishing = asyncio.create_task(self._finish(state, partial))
+        self._finishing = asyncio.create_task(self._finish(state, partial, written))
 
     async def settle(self) -> None:
         """Wait for the one that is being written; whoever is cancelled meanwhile may wait again."""
         while (finishing := self._finishing) is not None:
-            await asyncio.shield(finishing)
-            if self._finishing is finishing:
-                self._finishing = None
+            try:
+                await asyncio.shield(finishing)
+            finally:
+                if finishing.done() and self._finishing is finishing:
+                    self._finishing = None
+
+    async def close(self) -> None:
+        """Wait for the one that is being written, if whoever writes it is there; not for long."""
+        if self._finishing is not None:
+            with contextlib.suppress(PartLost, TimeoutError):
+                await asyncio.wait_for(self._finishing, CLOSE_S)
 
     async def complete(self, state: RunState, write: WriteFiles) -> Path:
         """The checkpoint of `state`, whole; written now if it could not be before.
@@ -98,11 +118,12 @@ class Checkpoints:
             f"{self._whole or 'none'}. Free space, then resume=true"
         )
 
-    async def _finish(self, state: RunState, partial: Path) -> None:
+    async def _finish(self, state: RunState, partial: Path, written: Written) -> None:
         try:
+            await written()
             self._whole = await asyncio.to_thread(self._put, state, partial)
             self.behind = False
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             self._refused(state, partial, error)
 
     def _refused(self, state: RunState, partial: Path, error: Exception) -> None:
@@ -147,6 +168,29 @@ class Checkpoints:
         older = [p for p in checkpoints_in(self._folder) if 0 < step_of(p) <= step]
         for old in older[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+async def shards_written(shards: Sequence[Part], folder: Path) -> None:
+    """Wait until the learner's shards have written their files, and make one model of them.
+
+    They are asked between their steps, and meet for nothing here: all have ended when the error of
+    one is raised, so that none writes into a folder that is removed.
+
+    Raises:
+        OSError, CheckpointError: a shard could not write its files.
+        PartLost: a shard has ended.
+    """
+    look = FIRST_LOOK_S
+    while True:
+        found: list[Writing] = await together(shards, [each.call("written") for each in shards])
+        if all(each.done for each in found):
+            break
+        await asyncio.sleep(look)
+        look = min(2 * look, LONGEST_LOOK_S)
+    for each in found:
+        if each.error is not None:
+            raise each.error
+    await asyncio.to_thread(merge_index, folder / "model", len(shards))
 
 
 async def save_checkpoint(folder: Path, state: RunState, write: WriteFiles, *, keep: int) -> Path:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ from rl.recipe import to_yaml
 from rl.remote import RemotePolicy
 from rl.rollout_seats import RemoteRollouts
 from rl.run_folder import open_run
-from rl.save_checkpoint import Checkpoints
+from rl.save_checkpoint import Checkpoints, Written, shards_written
 from rl.self_critique import CritiqueState, SelfCritique
 from rl.sft import SupervisedResult, SupervisedStream, supervised_start
 from rl.slow_rewards import SlowRewardLog
 from rl.supervision import Restarts
+from rl.together import Together
 from rl.watching import Watch
 from rollout.episode import Group
 from rollout.probe import default_tolerance
@@ -205,16 +207,17 @@ class Training:
         draws = self.state.step * config.cluster.rollout_workers
         seed = (config.seed * 1_000_003 + draws) % 2**31
         self._slow_rewards.start(cluster.slow_rewards)
+        placing = asyncio.create_task(cluster.place_learner(spec, probe))
         self._placing = asyncio.create_task(
-            cluster.place_rollouts(self.start_checkpoint, seed=seed, again=self._model_on_disk)
+            cluster.place_rollouts(
+                self.start_checkpoint, seed=seed, again=self._model_on_disk, learner=placing
+            )
         )
         self._probe = probe
         kinds = self.tasks.kinds | self.held_out.kinds
         with self.watch.doing("learner", "learner and reward workers to start"):
             try:
-                self._learner, _ = await asyncio.gather(
-                    cluster.place_learner(spec, probe), cluster.check_rewards(kinds)
-                )
+                self._learner, _ = await asyncio.gather(placing, cluster.check_rewards(kinds))
             except BaseException:
                 self._placing.cancel()
                 raise
@@ -236,7 +239,7 @@ class Training:
         """Watch the run no more, and let the checkpoint that is being written become whole."""
         self._slow_rewards.stop()
         self.watch.close()
-        await self.checkpoints.settle()
+        await self.checkpoints.close()
 
     async def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
@@ -277,7 +280,8 @@ class Training:
         assert self.config.sft is not None
         await self.engines()
         await self.policy.publish(step - self.config.sft.max_steps - 1)
-        groups = await self._sample(self.rollouts, self.config.sft.test_tasks, samples=1)
+        count = self.config.sft.test_tasks
+        groups = await self._sample(self._engines_for(count), count, samples=1)
         return self._rates(groups)["all"]
 
     async def supervised_start(self, sft: SftConfig) -> None:
@@ -302,15 +306,22 @@ class Training:
                 sampler, tasks, samples=samples, temperature=self.config.evaluation.temperature
             )
 
+    def _engines_for(self, groups: int) -> Sampler:
+        """What draws so many held-out groups."""
+        if self.config.rollout.max_staleness:
+            return self.rollouts
+        return Together(self.rollouts, groups, self.config.seed)
+
     async def evaluate(self) -> dict[str, PassRate]:
         """Pass@1 on the held-out tasks of the recipe, and the critic's agreement if it has one."""
         test = self.config.evaluation
-        groups = await self._sample(self.rollouts, test.tasks, test.samples)
+        groups = await self._sample(self._engines_for(test.tasks), test.tasks, test.samples)
         return self._rates(groups) | await self._agreement(groups)
 
     async def evaluate_before(self) -> dict[str, PassRate]:
         """The same before RL, and what is kept of it: Toggle's budgets, what to compare with."""
-        test, recorder = self.config.evaluation, LengthRecorder(self.rollouts)
+        test = self.config.evaluation
+        recorder = LengthRecorder(self._engines_for(test.tasks))
         groups = await self._sample(recorder, test.tasks, test.samples)
         budgets = recorder.budgets(self.config.rewards.length.percentile)
         self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
@@ -346,8 +357,9 @@ class Training:
         """The checkpoint of where the run is, whole."""
         return await self.checkpoints.complete(self.state, self._write_files)
 
-    async def _write_files(self, folder: Path) -> None:
+    async def _write_files(self, folder: Path) -> Written:
         await self._call("save", folder)
+        return partial(shards_written, self._learner.shards, folder)
 
     def _model_on_disk(self) -> Path:
         """What an engine may start from at any time; its weights are sent to it after."""
@@ -385,7 +397,9 @@ class Training:
             measured |= self.watch.step(self._progress(self.state, measured))
             try:
                 log.write(step.number, measured)
-                write_samples(self.folder.samples, step.number, step.groups)
+                await asyncio.to_thread(
+                    write_samples, self.folder.samples, step.number, step.groups
+                )
             except OSError as error:  # a full disk must not end what is only in memory
                 self.display.say(f"WARNING: step {step.number} is not all on the disk: {error}")
             self.display.step(step.number, config.steps, step.metrics)

@@ -18,6 +18,7 @@ from rl.run_folder import RunFolder
 from rl.timeline import Detail, Span, Timeline
 from rl.waiting import Waits
 from rollout.episode import Group
+from rollout.starts import Start
 
 COUNTED = (
     "rollout/tokens_per_s",
@@ -166,23 +167,29 @@ class TimedRollouts:
         self._number = 0
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
         """One group, from prompt to score."""
         self._number += 1
-        number, start = self._number, time.time()
-        self._under_way[number] = (task.id, start)
+        number, since = self._number, time.time()
+        self._under_way[number] = (task.id, since)
         group = None
         try:
             group = await self._parts.sample(
-                task, samples=samples, temperature=temperature, rank=rank
+                task, samples=samples, temperature=temperature, rank=rank, start=start
             )
             return group
         finally:
             del self._under_way[number]
             name = task.tags[0] if task.tags else task.kind.value
             details = {"task": task.id, **(described(group) if group else {"failed": 1})}
-            span = Span(track="groups", name=name, start=start, end=time.time(), details=details)
+            span = Span(track="groups", name=name, start=since, end=time.time(), details=details)
             self._watch.add([span])
 
     async def busy_seconds(self) -> float:
@@ -221,7 +228,7 @@ class TimedPolicy:
 def described(group: Group) -> dict[str, Detail]:
     """A group in a few numbers."""
     completions = [episode.completion for episode in group.episodes]
-    versions = {version for each in completions for version in each.versions}
+    versions = {version for each in completions for version in each.versions.values}
     rewards = [episode.score.total for episode in group.episodes]
     return {
         "episodes": len(completions),

@@ -13,6 +13,7 @@ from rewards.task import Message, Task, Transcript
 from rl.timeline import Detail, Span
 from rollout.episode import Completion
 from rollout.sampler import Draws, Judge
+from rollout.starts import Start
 
 MOST = 4096  # spans that are kept between two questions
 
@@ -75,12 +76,18 @@ class TimedDraws:
         self._draws, self._spans = draws, spans
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        park: bool = True,
+        start: Start | None = None,
     ) -> Completion:
         """Draw one continuation."""
         with self._spans.span("generate", prompt=len(prompt_ids)) as details:
             drawn = await self._draws.draw(
-                prompt_ids, max_tokens=max_tokens, temperature=temperature, park=park
+                prompt_ids, max_tokens=max_tokens, temperature=temperature, park=park, start=start
             )
             details["tokens"] = len(drawn.token_ids)
             details["stopped"] = drawn.stop_reason.value

@@ -42,7 +42,7 @@ class EngineAsk:
         if completion.stop_reason is StopReason.abort:
             raise GroupAborted("the engine aborted a judgement")
         return Answer(
-            text=self._renderer.text(completion.token_ids),
+            text=self._renderer.text(completion.token_ids.tolist()),
             truncated=completion.stop_reason is not StopReason.stop,
             tokens=len(completion.token_ids),
             prompt_tokens=len(prompt_ids),

@@ -168,6 +168,9 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     seed: int = 0
     """Of the sampling; two engines need two."""
+    routing_replay: bool = False
+    """Mixtures of experts: record the experts of every token, for the learner to use the same (R3,
+    arXiv 2510.11370). On CPU with eager=true only."""
     start_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:

@@ -9,11 +9,12 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import SamplingParams
 from vllm.config import AttentionConfig, VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer import base as transfer
@@ -22,6 +23,7 @@ from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.engine import core_client
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -29,12 +31,16 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rewards.config import RepetitionConfig
 from rewards.repetition import STRIDE, RepetitionDetector, smallest
+from rollout.busy_clock import BusyClock
 from rollout.config import Dtype, EngineConfig
-from rollout.episode import Completion, StopReason
+from rollout.episode import Completion, StopReason, kept
 from rollout.errors import EngineError, WeightUpdateError
 from rollout.receive_segments import REFUSED, Announced, Update
 from rollout.receive_update import Arrivals, reason_of, subject, time_limit
 from rollout.receive_weights import BACKEND
+from rollout.routing import ASKER, RECORDER, RecordsRouting, dense_layers, returned
+from rollout.starts import Gate, Start
+from rollout.versions import Versions
 
 CORE_EXIT_S = 15.0  # then it is killed
 
@@ -52,7 +58,7 @@ class EngineStats:
     """What an engine has done since it started."""
 
     generated_tokens: int
-    busy_seconds: float  # with at least one request in the engine
+    busy_seconds: float  # awake, with at least one request in the engine
     wall_seconds: float
 
 
@@ -68,15 +74,15 @@ class Engine:
         self.version = version  # of the weights that the next token is sampled with
         self._stop_ids = stop_token_ids(llm.vllm_config)
         self._max_len: int = llm.model_config.max_model_len
+        self._dense: int | None = None  # layers without experts; None: none are recorded
         self._numbers = itertools.count()
         self._failure: str | None = None
         self._update_lock = asyncio.Lock()
+        self._gate = Gate(self._held, llm.output_processor.get_num_unfinished_requests)
         self._arrivals = Arrivals()
         self._ranks: int = llm.vllm_config.parallel_config.world_size
         self._generated = 0
-        self._running = 0
-        self._busy_s = 0.0
-        self._busy_since = 0.0
+        self._clock = BusyClock()
         self._started_at = time.monotonic()
 
     @classmethod
@@ -87,18 +93,25 @@ class Engine:
         *,
         version: int = 0,
         repetition: RepetitionConfig | None = None,
+        sleeps: bool = False,
     ) -> "Engine":
         """Load a Hugging Face checkpoint folder, whose weights are called `version`, and warm up.
 
-        Completions that go in circles by `repetition` are stopped; by default none is. Raises
-        EngineError if vLLM does not come up within `config.start_timeout_s`.
+        With `sleeps` it can leave its device to others. Completions that go in circles by
+        `repetition` are stopped; by default none is. Raises EngineError if vLLM does not come up
+        within `config.start_timeout_s`, ValueError if `config.routing_replay` cannot be had of the
+        checkpoint or of this machine.
         """
+        dense = dense_layers(checkpoint) if config.routing_replay else None
+        taught = config.routing_replay and current_platform.is_cpu()
+        if taught and not config.eager:
+            raise ValueError("engine.routing_replay on CPU needs engine.eager=true")
         deadline = time.monotonic() + config.start_timeout_s
         core_client.VLLM_ENGINE_READY_TIMEOUT_S = int(config.start_timeout_s)
         logging.getLogger("vllm").setLevel(logging.ERROR)
         with core_environment(config):
             try:
-                llm = AsyncLLM.from_engine_args(engine_args(config, checkpoint))
+                llm = AsyncLLM.from_vllm_config(vllm_config(config, checkpoint, sleeps))
             except Exception as error:
                 raise EngineError(f"vLLM did not start on {checkpoint}: {error}") from error
         engine = cls(llm, version, repetition)
@@ -106,11 +119,14 @@ class Engine:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await llm.update_weight_version(str(version))
                 await llm.init_weight_transfer_engine(transfer.WeightTransferInitRequest())
+                if taught:
+                    await llm.collective_rpc(RecordsRouting.record_routing.__name__)
                 await engine.generate([0], samples=1, max_tokens=2, temperature=1.0)
         except BaseException:
             await engine.shutdown()
             raise
         engine._generated = 0
+        engine._dense = dense
         return engine
 
     async def generate(
@@ -131,11 +147,15 @@ class Engine:
         temperature: float,
         begun: Sequence[int] = (),
         segment: int | None = None,
+        seconds: float | None = None,
+        start: Start | None = None,
     ) -> Completion:
         """Draw one continuation; see `rollout.episode.Generate`.
 
         At temperature 0 the choice is greedy and the log-probs are those of temperature 1; vLLM
-        takes temperatures up to 2.
+        takes temperatures up to 2. A completion that goes in circles is stopped; one that starts
+        together with others, whose numbers would change when it leaves them, is drawn to its end
+        and cut to where it was seen.
 
         Args:
             prompt_ids: ids [P] of the prompt.
@@ -143,6 +163,9 @@ class Engine:
             temperature: in [0, 2].
             begun: tokens of the completion that were drawn before; the answer is without them.
             segment: if given, stop after so many tokens, as if cut by `max_tokens`.
+            seconds: if given, stop in the same way so long after the first token: it is looked at
+                with that one and with every `STRIDE`th after it.
+            start: its seed, and the draws that it waits for; None: the engine's own generator.
 
         Raises:
             ValueError: prompt and completion do not fit, or the temperature is out of range.
@@ -157,21 +180,33 @@ class Engine:
         rule = self._repetition
         if rule is not None and len(begun) + max_tokens < smallest(rule):
             rule = None
+        together = start is not None and start.together > 0
         params = SamplingParams(
             temperature=temperature,
             max_tokens=max_tokens if segment is None else min(max_tokens, segment),
             logprobs=0,
+            seed=None if start is None else start.seed_after(len(begun)),
             stop_token_ids=self._stop_ids,
+            routed_experts_prompt_start=len(prompt) + len(begun) - 1 if len(begun) else 0,
             **COMMON_SAMPLING,
-            **(WHOLE if rule is None else PIECES),
+            **(WHOLE if (rule is None and seconds is None) or together else PIECES),
         )
+        timer = None if seconds is None or together else Timer(seconds)
         detector = None if rule is None else RepetitionDetector(rule)
         if detector is not None:
             detector.feed(begun)
-        outputs = await self._run([*prompt, *begun], params, detector)
-        drawn = completion(prompt, [output.outputs[0] for output in outputs], temperature)
-        if detector is not None and detector.found:
-            drawn = replace(drawn, stop_reason=StopReason.repetition)
+        if start is not None and together:
+            await self._gate.enter(start)
+        stops = [each for each in (timer, None if together else detector) if each is not None]
+        outputs = await self._run([*prompt, *begun], params, stops)
+        pieces = [output.outputs[0] for output in outputs]
+        drawn = completion(prompt, pieces, temperature, self._dense)
+        if timer is not None and timer.over and drawn.stop_reason is StopReason.abort:
+            drawn = replace(drawn, stop_reason=StopReason.length)
+        if detector is not None:
+            drawn = until_found(drawn, detector) if together else drawn
+            if detector.found:
+                drawn = replace(drawn, stop_reason=StopReason.repetition)
         self._generated += len(drawn.token_ids)
         return drawn
 
@@ -186,11 +221,30 @@ class Engine:
         outputs = await asyncio.gather(*(self._run(list(ids), params) for ids in sequences))
         return [flat(output.prompt_logprobs) for (output,) in outputs]
 
+    async def sleep(self) -> None:
+        """Leave the device to others until `receive`: weights and caches are dropped there.
+
+        Requests are kept, and taken: they go on under the weights that come. On CPU vLLM can drop
+        nothing: the engine stands still, forgets what its caches hold, and keeps its memory. Raises
+        EngineError if it cannot.
+        """
+        if self._clock.asleep:
+            return
+        await self._update_lock.acquire()  # until it wakes: nothing else may let it go on
+        try:
+            self._check_alive()
+            await self._llm.sleep(level=2, mode="keep")
+        except Exception as error:  # vLLM's own would not be readable where there is no vLLM
+            self._update_lock.release()
+            raise EngineError(self._failure or f"the engine cannot sleep: {error}") from None
+        self._clock.asleep = True
+
     async def receive(self, update: Update) -> None:
         """Take new weights while requests are in flight, which go on with rebuilt caches.
 
         The files are verified while requests run; generation pauses for the loading only. A caller
-        that gives up waiting does not stop it. Every step has `time_limit`.
+        that gives up waiting does not stop it. Every step has `time_limit`. An engine that sleeps
+        wakes with the new weights, and sleeps on if they are refused.
 
         Raises WeightUpdateError if the update was refused or could not be loaded (the old weights
         serve on), EngineError if the engine was lost over it (it then serves nothing any more).
@@ -198,7 +252,7 @@ class Engine:
         await asyncio.shield(asyncio.ensure_future(self._receive(update)))
 
     async def _receive(self, update: Update) -> None:
-        async with self._update_lock:
+        async with contextlib.nullcontext() if self._clock.asleep else self._update_lock:
             self._check_alive()
             here = await self._arrivals.verified(update)
             limit = time_limit(update.num_bytes)
@@ -218,7 +272,10 @@ class Engine:
         """Load what is verified, between two tokens of every request."""
         info = {"version": here.version, "files": list(here.files), "digest": here.digest}
         refusal: WeightUpdateError | None = None
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        if self._clock.asleep:
+            await self._llm.wake_up(["weights"])  # the caches after: to load takes room
+        else:
+            await self._llm.pause_generation(mode="keep", clear_cache=True)
         try:
             await self._llm.start_weight_update()
             await self._llm.update_weights(transfer.WeightTransferUpdateRequest(update_info=info))
@@ -229,9 +286,26 @@ class Engine:
             if REFUSED not in str(error) or self._ranks > 1:
                 raise
             refusal = WeightUpdateError(f"{subject(here.version)} was refused: {reason_of(error)}")
-        await self._llm.resume_generation()
+        if not self._clock.asleep:
+            await self._llm.resume_generation()
+        elif refusal is None:
+            await self._llm.wake_up(["kv_cache"])  # goes on, being awake
+            self._clock.asleep = False
+            self._update_lock.release()
         if refusal is not None:
             raise refusal
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        """Within, the scheduler stands still, and nothing is cached."""
+        async with self._update_lock:
+            self._check_alive()
+            with self._dead_engine_as_error():
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
+                try:
+                    yield
+                finally:
+                    await self._llm.resume_generation()
 
     async def answer(self) -> None:
         """Return once the core has answered, between two steps of its scheduler.
@@ -247,11 +321,10 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters since the start, without a trip to the engine's core."""
-        now = time.monotonic()
         return EngineStats(
             generated_tokens=self._generated,
-            busy_seconds=self._busy_s + (now - self._busy_since if self._running else 0.0),
-            wall_seconds=now - self._started_at,
+            busy_seconds=self._clock.seconds,
+            wall_seconds=time.monotonic() - self._started_at,
         )
 
     async def shutdown(self) -> None:
@@ -267,18 +340,18 @@ class Engine:
         self,
         prompt: list[int],
         params: SamplingParams,
-        detector: RepetitionDetector | None = None,
+        stops: "Sequence[RepetitionDetector | Timer]" = (),
     ) -> list[RequestOutput]:
-        """Run one request to its end, or to where `detector` says stop."""
+        """Run one request to its end, or to where one of `stops` says so."""
         self._check_alive()
         number = str(next(self._numbers))
         outputs = []
-        with self._busy(), self._dead_engine_as_error():
+        with self._clock.request(), self._dead_engine_as_error():
             # The prompt needs no thread of vLLM's to be made ready: it is token ids already.
             async for output in self._llm.generate(tokens_input(prompt), params, number):
                 outputs.append(output)
-                repeats = detector is not None and detector.feed(output.outputs[0].token_ids)
-                if repeats and not output.finished:
+                said = [each.feed(output.outputs[0].token_ids) for each in stops]
+                if any(said) and not output.finished:
                     await self._llm.abort(number)  # one more output comes, with what is left
         return outputs
 
@@ -295,23 +368,23 @@ class Engine:
                 self._failure = self._failure or "the engine's core process died"
             raise EngineError(self._failure or f"the engine failed: {error.__cause__}") from error
 
-    @contextlib.contextmanager
-    def _busy(self) -> Iterator[None]:
-        if self._running == 0:
-            self._busy_since = time.monotonic()
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if self._running == 0:
-                self._busy_s += time.monotonic() - self._busy_since
+
+def vllm_config(config: EngineConfig, checkpoint: str | Path, sleeps: bool) -> VllmConfig:
+    """What vLLM makes of its settings. Raises ValueError if they do not go together."""
+    args = engine_args(config, checkpoint)
+    args.enable_sleep_mode = sleeps and not current_platform.is_cpu()  # CPU has none: `sleep`
+    if config.routing_replay and current_platform.is_cpu():
+        # There vLLM refuses `enable_return_routed_experts`, for want of its Model Runner V2.
+        args.worker_extension_cls, args.scheduler_cls = RECORDER, ASKER
+    return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
 
 
 def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs:
     """All of vLLM's settings: those that a recipe chooses, and those that it does not."""
     # vLLM chooses AMX attention by the processor alone, but it takes bfloat16 only.
     plain = current_platform.is_cpu() and config.dtype is Dtype.float32
+    # With GPUs, `rl.gpus` has reserved one for each worker of an engine that has several.
+    several = "ray" if os.environ.get("VLLM_RAY_BUNDLE_INDICES") else "mp"
     return AsyncEngineArgs(
         model=str(checkpoint),
         skip_tokenizer_init=True,
@@ -322,8 +395,9 @@ def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs
         max_num_seqs=config.max_num_seqs,
         kv_cache_memory_bytes=config.kv_cache_bytes,
         tensor_parallel_size=config.tensor_parallel_size,
-        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else several,
         enforce_eager=config.eager,
+        enable_return_routed_experts=config.routing_replay and not current_platform.is_cpu(),
         # Judgements of one group share prefixes. vLLM overrules it for MLA on CPUs without AMX.
         enable_prefix_caching=True,
         disable_log_stats=True,
@@ -368,28 +442,58 @@ def stop_token_ids(config: VllmConfig) -> list[int]:
     return [eos] if isinstance(eos, int) else list(eos)
 
 
+class Timer:
+    """Says stop when so many seconds have passed since a request's first token."""
+
+    def __init__(self, seconds: float) -> None:
+        """Wait for the first token: a request may be queued for long."""
+        self._seconds = seconds
+        self._until: float | None = None
+        self.over = False
+
+    def feed(self, tokens: Sequence[int]) -> bool:
+        """The next tokens are there; returns `over`."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self._seconds
+        self.over = self.over or now >= self._until
+        return self.over
+
+
+def until_found(drawn: Completion, detector: RepetitionDetector) -> Completion:
+    """What was drawn, up to the piece in which `detector` finds that it goes in circles."""
+    for first in range(0, len(drawn.token_ids), STRIDE):
+        end = first + STRIDE
+        if detector.feed(drawn.token_ids[first:end]):
+            return replace(
+                drawn,
+                token_ids=drawn.token_ids[:end],
+                logprobs=drawn.logprobs[:end],
+                versions=drawn.versions[:end],
+                routing=drawn.routing[: len(drawn.prompt_ids) + end - 1]
+                if drawn.routing is not None
+                else None,
+            )
+    return drawn
+
+
 def flat(logprobs: Any) -> list[float]:
     """The numbers of a vLLM log-prob record; a prompt's first token has none."""
     return logprobs.logprobs
 
 
 def completion(
-    prompt: list[int], pieces: Sequence[CompletionOutput], temperature: float
+    prompt: list[int], pieces: Sequence[CompletionOutput], temperature: float, dense: int | None
 ) -> Completion:
     """Our record of one vLLM output, which came in `pieces`."""
-    token_ids = [token for piece in pieces for token in piece.token_ids]
-    logprobs = [value for piece in pieces for value in flat(piece.logprobs)]
     last = pieces[-1]
-    versions: list[int] = []
-    for span in last.weight_versions or ():
-        assert span.start == len(versions)
-        versions += [int(span.version)] * (span.end - span.start)
-    assert len(token_ids) == len(logprobs) == len(versions)
+    spans = last.weight_versions or ()
     return Completion(
-        prompt_ids=prompt,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        versions=versions,
+        prompt_ids=kept(prompt, np.int32),
+        token_ids=kept([token for piece in pieces for token in piece.token_ids], np.int32),
+        logprobs=kept([value for piece in pieces for value in flat(piece.logprobs)], np.float32),
+        versions=Versions.of_runs((int(span.version), span.end - span.start) for span in spans),
         stop_reason=StopReason(str(last.finish_reason)),
         temperature=temperature,
+        routing=returned(last.routed_experts, dense),
     )

@@ -1,39 +1,46 @@
 """Weight updates from another host, into files on this one (`model/send_broadcast.py` sends them).
 
-What arrives is an update like a sender's of this host: the engine verifies and loads it the same
-way. Files are kept and written again, as a sender does.
+What arrives lies here like a sender's own: verified once, for all engines of this host, which then
+verify and load it as they do anything. Two sets of files take turns, so that the version before is
+whole while the next one comes.
 """
 
 import json
 import os
 import shutil
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch import Tensor
 
 from rollout.errors import WeightUpdateError
-from rollout.receive_segments import private_folder, update_digest
+from rollout.receive_changes import HeldCopy
+from rollout.receive_segments import (
+    Announced,
+    Mappings,
+    announced,
+    private_folder,
+    update_digest,
+    verify,
+)
 
 SHARED_MEMORY = Path("/dev/shm")
-PIECE = 1 << 26  # bytes of one broadcast; the sender's
 NOTHING = -1 << 62  # no version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meeting:
-    """Where a group meets: the sender listens, receivers are ranks 1 and up."""
+class Link(Protocol):
+    """The group, seen from a receiver (`rl.weight_link.Link`)."""
 
-    address: str
-    port: int
-    rank: int
-    size: int
-    meet_s: float  # to wait for the others
-    limit_s: float  # of every step after that
+    def gather(self, mine: int) -> list[int]:
+        """The number that each member brings, by rank."""
+        ...
+
+    def broadcast(self, data: Tensor) -> None:
+        """The sender's bytes into `data` [n]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,78 +67,84 @@ class Arrived:
         return update_digest(self.version, self.digests)
 
 
-class BroadcastReceiver:
-    """The receiving end of one group. Its methods block: call them in a thread."""
+class Inbox:
+    """What one sender has sent to this host. Its methods block: call them in a thread."""
 
-    def __init__(self, meeting: Meeting, root: Path = SHARED_MEMORY) -> None:
-        """Meet the sender. Raises WeightUpdateError if the group does not meet in time."""
-        self._limit = timedelta(seconds=meeting.limit_s)
-        self._rank = meeting.rank
-        wait = timedelta(seconds=meeting.meet_s)
-        try:
-            store = TCPStore(
-                meeting.address, meeting.port, meeting.size, is_master=False, timeout=wait
-            )
-            self._group: Any = ProcessGroupGloo(
-                PrefixStore("weights", store), meeting.rank, meeting.size, wait
-            )
-        except RuntimeError as error:
-            raise WeightUpdateError(
-                f"no meeting with the sender at {meeting.address}:{meeting.port}: {error}"
-            ) from error
+    def __init__(self, *, delta: bool = False, root: Path = SHARED_MEMORY) -> None:
+        """Make a private folder; with `delta`, keep a copy that changes can be made to."""
         self._folder = private_folder(root)
-        self._turn = 0  # the version before stays whole while the next one comes
+        self._held = HeldCopy(root) if delta else None
+        self._version = NOTHING  # of that copy
+        self._turn = 0
+        self._maps: dict[str, Tensor] = {}
+        self._mappings = Mappings()
 
-    def receive(self, held: int | None) -> Arrived:
-        """The next update; only its changes, if every receiver holds their base.
+    def receive(self, link: Link) -> list[str]:
+        """The files of the next update, whole and verified, in load order.
 
-        Raises WeightUpdateError if the sender is gone or silent: the group is of no more use then.
+        Raises WeightUpdateError if the bytes that came are not those announced, or shared memory is
+        full; and what the link raises. What lay here before is whole then.
         """
+        link.gather(self._version)
+        length = torch.zeros(8, dtype=torch.uint8)
+        link.broadcast(length)
+        encoded = torch.empty(int(length.view(torch.int64).item()), dtype=torch.uint8)
+        link.broadcast(encoded)
+        header: dict[str, Any] = json.loads(encoded.numpy().tobytes())
         try:
-            mine = torch.tensor([NOTHING if held is None else held])
-            everyone = [torch.zeros_like(mine) for _ in range(self._group.size())]
-            self._group.allgather(everyone, mine, self._limit).wait(self._limit)
-            length = torch.zeros(1, dtype=torch.int64)
-            self._fill(length)
-            encoded = torch.empty(int(length.item()), dtype=torch.uint8)
-            self._fill(encoded)
-            header: dict[str, Any] = json.loads(encoded.numpy().tobytes())
-            kind = f"whole-{self._turn}" if header["whole"] else "changes"
-            files = [
-                self._file(f"{kind}-{number:05d}.safetensors", size)
-                for number, size in enumerate(header["sizes"])
-            ]
-            self._turn = 1 - self._turn
-        except RuntimeError as error:
+            files = [self._file(link, *each) for each in enumerate(header["sizes"])]
+            taken = self._take(arrived(header, files))
+        except (ValueError, OSError) as error:
             raise WeightUpdateError(
-                f"receiver {self._rank}: the update after version {held} did not come: {error}"
+                f"version {header['version']} of the weights did not arrive: {error}"
             ) from error
-        changes = None
-        if header["delta"]:
-            base = None if header["whole"] else header["base"]
-            changes = ArrivedChanges(base=base, files=[] if header["whole"] else files)
-        return Arrived(
-            version=header["version"],
-            files=files if header["whole"] else [],
-            digests=header["digests"],
-            num_bytes=header["num_bytes"],
-            changes=changes,
-        )
+        self._turn = 1 - self._turn
+        if self._held is not None:  # it has a copy
+            self._remove()
+        return list(taken.files)
 
     def close(self) -> None:
         """Remove the files. May be called twice."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._held is not None:
+            self._held.close()
 
-    def _file(self, name: str, num_bytes: int) -> str:
-        """Receive one file."""
-        file = self._folder / name
-        if not file.exists() or file.stat().st_size != num_bytes:
+    def _remove(self) -> None:
+        for file in self._maps:
+            Path(file).unlink(missing_ok=True)
+        self._maps.clear()
+
+    def _take(self, update: Arrived) -> Announced:
+        if self._held is not None:
+            self._version = NOTHING
+            here = self._held.take(update)
+            self._version = update.version
+            return here
+        here = announced(update)
+        verify(here, self._mappings)
+        return here
+
+    def _file(self, link: Link, number: int, num_bytes: int) -> str:
+        """Receive one file, into the pages of the last one of its turn where it fits."""
+        file = self._folder / f"{self._turn}-{number:05d}.safetensors"
+        mapped = self._maps.get(str(file))
+        if mapped is None or len(mapped) != num_bytes:
             file.unlink(missing_ok=True)  # never cut: it may be mapped
             with file.open("xb") as handle:
                 os.posix_fallocate(handle.fileno(), 0, num_bytes)
-        self._fill(torch.from_numpy(np.memmap(file, np.uint8, "r+")))
+            mapped = torch.from_numpy(np.memmap(file, np.uint8, "r+"))
+            self._maps[str(file)] = mapped
+        link.broadcast(mapped)
         return str(file)
 
-    def _fill(self, tensor: torch.Tensor) -> None:
-        for piece in tensor.split(PIECE):
-            self._group.broadcast(piece, 0, self._limit).wait(self._limit)
+
+def arrived(header: dict[str, Any], files: list[str]) -> Arrived:
+    """The update that a sender's header and files are."""
+    base = header["base"]
+    return Arrived(
+        version=header["version"],
+        files=[] if base is not None else files,
+        digests=header["digests"],
+        num_bytes=header["num_bytes"],
+        changes=None if base is None else ArrivedChanges(base=base, files=files),
+    )

@@ -1,12 +1,14 @@
-"""What vLLM 0.32 gets wrong on CPU, and nothing but the log-probs would say."""
+"""What vLLM 0.32 gets wrong on CPU, and nothing but the log-probs would say; and what it lacks."""
 
 from typing import Any
 
 import torch
+from vllm.distributed.aux_output_connector.connector import AuxOutputSchedulerConnector
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.v1.core.sched.scheduler import Scheduler
 
 
 class CpuReload:
@@ -66,3 +68,12 @@ def fix_rotary_cpu() -> None:
         return self.forward_native(positions, query, key)
 
     RotaryEmbedding.forward_cpu = forward_cpu  # type: ignore[method-assign]
+
+
+class RoutingScheduler(Scheduler):
+    """vLLM's, asking for the experts of every token, as it does for Model Runner V2 alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """With its arguments."""
+        super().__init__(*args, **kwargs)
+        self.aux_output_connector = AuxOutputSchedulerConnector()

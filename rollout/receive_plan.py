@@ -8,6 +8,7 @@ views of the files where the parts of a layer lie there one after another.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ STACKED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
     "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
 }
+DERIVED = ("W_UV", "W_UK_T")
 
 
 class NoPlan(Exception):
@@ -82,6 +84,9 @@ class DirectPlan:
         if isinstance(module, RoutedExperts):
             yield from self._experts(name, module, own)
             return
+        if isinstance(module, MLAAttention):
+            # Made of kv_b_proj whenever it is loaded, in place.
+            own = {key: each for key, each in own.items() if key not in DERIVED}
         if isinstance(module, ParallelLMHead):
             own.pop("weight", None)
             yield self._head(name, module)
@@ -106,11 +111,12 @@ class DirectPlan:
             or f"{base}.{count}.gate_proj.weight" in self._shapes
         ):
             raise NoPlan(f"{name} has another kernel")
-        for target, parts in ((layer.w13_weight, ("gate", "up")), (layer.w2_weight, ("down",))):
+        for key, parts in (("w13_weight", ("gate", "up")), ("w2_weight", ("down",))):
             names = [f"{base}.{e}.{part}_proj.weight" for e in range(count) for part in parts]
             rows = sum(self._shape(each)[0] for each in names)
-            if target.shape != (count, rows // count, self._shape(names[0])[1]):
+            if own[key].shape != (count, rows // count, self._shape(names[0])[1]):
                 raise NoPlan(f"{name} is padded")
+            target = partial(getattr, layer, key)  # a reload by vLLM replaces it
             yield Step(names=names, load=packed_experts(target, kernel.isa, len(parts)))
 
     def _head(self, name: str, head: Any) -> Step:
@@ -164,17 +170,19 @@ def fill_linear(layer: Any, source: Tensor) -> None:
     layer.quant_method.process_weights_after_loading(layer)
 
 
-def packed_experts(target: Tensor, isa: str, parts: int) -> Callable[[Sequence[Tensor]], None]:
+def packed_experts(
+    target: Callable[[], Tensor], isa: str, parts: int
+) -> Callable[[Sequence[Tensor]], None]:
     """Fills the packed matrices [experts, out, in] of all experts, each from `parts` tensors."""
 
     def load(tensors: Sequence[Tensor]) -> None:
-        start = 0
+        packed, start = target().data, 0
         for end in range(parts, len(tensors) + 1, parts):
             if end < len(tensors) and follows(tensors[end - 1], tensors[end]):
                 continue
             experts = slice(start // parts, end // parts)
-            out = target.data[experts]
-            source = joined(tensors[start:end]).to(target.dtype).view(out.shape)
+            out = packed[experts]
+            source = joined(tensors[start:end]).to(packed.dtype).view(out.shape)
             torch.ops._C.prepack_moe_weight(source, out, isa)
             start = end
 

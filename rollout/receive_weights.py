@@ -121,7 +121,8 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
 
     def shutdown(self) -> None:
         """Let go of all files."""
-        self._mappings.keep(())
+        if hasattr(self, "_mappings"):  # not if the engine ends while it starts
+            self._mappings.keep(())
 
     def _go_back(self, error: BaseException) -> None:
         """Load what was served before, whose files lie there until the next version is whole."""

@@ -4,8 +4,9 @@ Every task is one turn long, so nothing answers the policy: its first turn ends 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from rewards.budget import apply_repetition
@@ -14,6 +15,7 @@ from rewards.critic import Critic
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
 from rollout.episode import Completion, Episode, Group, StopReason
+from rollout.starts import Start
 
 
 class Render(Protocol):
@@ -36,7 +38,13 @@ class Draws(Protocol):
     """What the sampler needs of a `rollout.partial.PartialRollout`."""
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        park: bool = True,
+        start: Start | None = None,
     ) -> Completion:
         """Draw one continuation of at most `max_tokens` tokens; in one go unless `park`."""
         ...
@@ -80,7 +88,13 @@ class GroupSampler:
         self._repetition_reward = repetition_reward
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
         """One group of `samples` episodes, each of at most `task.token_budget` tokens.
 
@@ -94,25 +108,29 @@ class GroupSampler:
         if task.kind is TaskKind.critic:  # it holds words of the policy
             messages = self._renderer.inert(messages)
         prompt_ids = self._renderer.prompt_ids(messages)
+        draw = partial(
+            self._engine.draw,
+            prompt_ids,
+            max_tokens=task.token_budget,
+            temperature=temperature,
+            park=rank,
+        )
+        starts = [start and start.of_draw(number, samples) for number in range(samples)]
         try:
             async with asyncio.TaskGroup() as attempts:
                 episodes = [
-                    attempts.create_task(self._attempt(task, prompt_ids, temperature, park=rank))
-                    for _ in range(samples)
+                    attempts.create_task(self._attempt(task, partial(draw, start=each)))
+                    for each in starts
                 ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
-        group = Group(task=task, episodes=tuple(each.result() for each in episodes))
+        group = Group(task=task, episodes=_one_prompt([each.result() for each in episodes]))
         if rank and self._rubrics is not None and task.kind is TaskKind.open:
             return await _ranked(group, self._rubrics)
         return group
 
-    async def _attempt(
-        self, task: Task, prompt_ids: list[int], temperature: float, *, park: bool
-    ) -> Episode:
-        completion = await self._engine.draw(
-            prompt_ids, max_tokens=task.token_budget, temperature=temperature, park=park
-        )
+    async def _attempt(self, task: Task, draw: Callable[[], Awaitable[Completion]]) -> Episode:
+        completion = await draw()
         if completion.stop_reason is StopReason.abort:
             raise GroupAborted(f"task {task.id}: the engine aborted a completion")
         transcript = self._transcript(task, completion)
@@ -122,13 +140,22 @@ class GroupSampler:
         return Episode(completion=completion, transcript=transcript, score=score)
 
     def _transcript(self, task: Task, completion: Completion) -> Transcript:
-        response = self._renderer.text(completion.token_ids)
+        response = self._renderer.text(completion.token_ids.tolist())
         return Transcript(
             messages=(*task.messages, Message(role="assistant", content=response)),
             response=response,
             response_tokens=len(completion.token_ids),
             truncated=completion.stop_reason is StopReason.length,
         )
+
+
+def _one_prompt(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+    """The episodes with one array for the prompt of all, which then travels once."""
+    prompts = [episode.completion.prompt_ids for episode in episodes]
+    return tuple(
+        replace(episode, completion=replace(episode.completion, prompt_ids=prompts[0]))
+        for episode in episodes
+    )
 
 
 async def _ranked(group: Group, rubrics: Rubrics) -> Group:

@@ -129,7 +129,8 @@ def run(name: str, settings: dict[str, Any]) -> None:
         sent.append(traffic.sent)
     if "save" in settings:
         (FOLDER / settings["save"]).mkdir(exist_ok=True)
-        shard.save(FOLDER / settings["save"], {"iterations": 5})
+        for file in shard.state_files(FOLDER / settings["save"], {"iterations": 5}):
+            file.write()
     result = {
         "tensors": {(key, first): t.clone() for key, t, first in shard.tensors()},
         "reports": reports,

@@ -13,7 +13,7 @@ from model import muonclip
 from model.config import MuonClipConfig
 from model.k2 import K2
 from model.muonclip import MuonClip, parameter_groups
-from model.state import SavedState, write_state
+from model.state import SavedState, state_file
 
 CONFIG = MuonClipConfig(learning_rate=0.02, weight_decay=0.3, momentum=0.9)
 
@@ -175,7 +175,7 @@ def test_state_survives_saving(make_small: Callable[..., K2], tmp_path: Path) ->
     optimizer.step()
     twin.load_state_dict(model.state_dict())
     counters = {"adam_steps": optimizer.steps}
-    write_state(tmp_path, optimizer.saved_runs(), rank=0, size=1, counters=counters)
+    state_file(tmp_path, optimizer.saved_runs(), rank=0, size=1, counters=counters).write()
     other.restore(SavedState(tmp_path))
     for network, optim in ((model, optimizer), (twin, other)):
         _set_grads(network, 1)

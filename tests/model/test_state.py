@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.formats import CheckpointError
-from model.state import Run, SavedState, write_state
+from model.state import Run, SavedState, state_file
 
 
 def _write(folder: Path) -> None:
@@ -14,7 +14,7 @@ def _write(folder: Path) -> None:
     for rank, (begin, end) in enumerate(((0, 4), (4, 10))):
         run = Run(kind="momentum", parameter="a.b", begin=begin, values=values[begin:end])
         torch.manual_seed(rank)
-        write_state(folder, [run], rank=rank, size=2, counters={"adam_steps": 7})
+        state_file(folder, [run], rank=rank, size=2, counters={"adam_steps": 7}).write()
 
 
 def test_any_part_is_found(tmp_path: Path) -> None:

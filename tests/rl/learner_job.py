@@ -1,9 +1,12 @@
 """One learner shard of test_learner.py: `python learner_job.py FOLDER RANK SIZE PORT`."""
 
+import filecmp
 import json
 import resource
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.objective_config import Kind, ObjectiveConfig
 from rl.sample import Sample, supervised_sample
+from rollout.episode import Completion, StopReason
 
 SEQUENCES = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [4, 3, 2, 1], [9, 9, 8, 8, 7]]
 
@@ -26,16 +30,16 @@ def policy_batch(sequences: list[int], logprobs: list[list[float]]) -> Batch:
     samples = []
     for index in sequences:
         ids, known = SEQUENCES[index], logprobs[index]
-        samples.append(
-            Sample(
-                ids=ids,
-                loss_mask=[False] + [True] * len(known),
-                behaviour_logprobs=[0.0] + [p + 0.1 * (i % 3 - 1) for i, p in enumerate(known)],
-                versions=[-1] + [index % 2] * len(known),
-                advantage=(-1.0) ** index * 0.5,
-                temperature=1.0,
-            )
+        completion = Completion(
+            prompt_ids=ids[:1],
+            token_ids=ids[1:],
+            logprobs=[p + 0.1 * (i % 3 - 1) for i, p in enumerate(known)],
+            versions=[index % 2] * len(known),
+            stop_reason=StopReason.stop,
+            temperature=1.0,
         )
+        advantage = (-1.0) ** index * 0.5
+        samples.append(Sample(completion=completion, oldest=0, advantage=advantage))
     return pack(samples)
 
 
@@ -64,14 +68,64 @@ def publish_with_full_memory(learner: Learner, rank: int, version: int) -> str |
     return said
 
 
+def saved(learner: Learner, folder: Path) -> str | None:
+    """Save and wait; what this shard says if it cannot write."""
+    learner.save(folder)
+    while not (writing := learner.written()).done:
+        time.sleep(0.01)
+    return None if writing.error is None else f"{type(writing.error).__name__}: {writing.error}"
+
+
 def save_on_full_disk(learner: Learner, rank: int, folder: Path) -> str | None:
     """What each shard says when the disk of the second one is full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    said = refused(learner.save, folder)
+    said = saved(learner, folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     return said
+
+
+def save_without_memory(learner: Learner, rank: int, folder: Path) -> str | None:
+    """What each shard says when the second one has no memory to copy to."""
+    room = learner._snapshot._room
+
+    def none(num_bytes: int) -> torch.Tensor:
+        raise CheckpointError("no host memory")
+
+    if rank == 1:
+        learner._snapshot._room = none  # type: ignore[method-assign]
+    said = refused(learner.save, folder)
+    learner._snapshot._room = room  # type: ignore[method-assign]
+    return said
+
+
+def save_while_training(learner: Learner, folder: Path, train: Callable[[], object]) -> list[bool]:
+    """Whether files are as if nothing had been trained while they wait; and after training."""
+    gate, write = threading.Event(), learner._snapshot.write
+    still, moving, after = (folder / name for name in ("still", "moving", "after"))
+    for each in (still, moving, after):
+        each.mkdir(exist_ok=True)
+    assert saved(learner, still) is None
+
+    def late(work: Callable[[], None]) -> None:
+        write(lambda: (gate.wait(), work())[1])
+
+    learner._snapshot.write = late  # type: ignore[method-assign]
+    learner.save(moving)
+    learner._snapshot.write = write  # type: ignore[method-assign]
+    train()
+    assert not learner.written().done
+    gate.set()
+    assert saved(learner, after) is None  # waits for the one before
+    learner._shard.total([0.0])  # the others have written, too
+    files = [str(each.relative_to(still)) for each in sorted(still.rglob("*.safetensors"))]
+    assert len(files) > 1
+    return [
+        [not filecmp.cmp(still / file, other / file, shallow=False) for file in files]
+        == [changed] * len(files)
+        for other, changed in ((moving, False), (after, True))
+    ]
 
 
 def main() -> None:
@@ -113,7 +167,8 @@ def main() -> None:
     unpublished = publish_with_full_memory(learner, rank, 3) if size > 1 else None
     published_again = learner.publish(3).probe_logprobs
     # One sequence: the second shard has nothing again.
-    losses = learner.supervise([pack([supervised_sample([1, 2], [3, 4, 5])])] * 2, [1e-3] * 2)
+    supervised = pack([supervised_sample([1, 2], [3, 4, 5])])
+    losses = learner.supervise([supervised] * 2, [1e-3] * 2)
     told = {
         "losses": losses,
         "probe": logprobs,
@@ -123,13 +178,16 @@ def main() -> None:
         "trained": trained,
         "unpublished": unpublished,
         "published_again": published_again,
-        "error": refused(learner.save, folder if rank == 0 else folder / "absent"),
+        "error": saved(learner, folder if rank == 0 else folder / "absent"),
         "full": save_on_full_disk(learner, rank, folder),
+        "no_memory": save_without_memory(learner, rank, folder),
     }
-    saved = folder / f"saved-{size}"
-    saved.mkdir(exist_ok=True)
-    learner.save(saved)
-    told["saved"] = sorted(path.name for path in (saved / "model").iterdir())
+    last = folder / f"saved-{size}"
+    last.mkdir(exist_ok=True)
+    told["as_copied"] = save_while_training(
+        learner, last, lambda: learner.supervise([supervised], [1e-3])
+    )
+    told["saved"] = sorted(path.name for path in (last / "after" / "model").iterdir())
     (folder / f"told-{rank}-{size}.json").write_text(json.dumps(told))
     learner.close()
 

@@ -1,5 +1,9 @@
+import pickle
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
@@ -36,28 +40,99 @@ def _group(rewards: list[float]) -> Group:
     return Group(task=task, episodes=tuple(episodes))
 
 
-def test_samples_align_every_list_with_the_ids() -> None:
-    first, second = samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=3)
-    assert first == Sample(
-        ids=[5, 6, 7, 8],
-        loss_mask=[False, False, True, True],
-        behaviour_logprobs=[0.0, 0.0, -0.5, -0.25],
-        versions=[-1, -1, 3, 4],
-        advantage=0.5,
-        temperature=0.8,
-    )
-    assert second.advantage == -0.5
+def test_samples_hold_the_tokens_and_what_their_loss_needs() -> None:
+    group = _group([1.0, 0.0])
+    first, second = samples_of(group, [1.0, 0.0], oldest=4)
+    assert first.completion is group.episodes[0].completion
+    assert (first.advantage, second.advantage, first.oldest) == (0.5, -0.5, 4)
+    assert (first.length, first.loss_tokens) == (4, 1)
+
+
+def test_a_packed_sample_is_aligned_with_its_ids() -> None:
+    batch = pack(samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=3))
+    assert batch.ids.tolist() == [5, 6, 7, 8, 5, 6, 7, 9]
+    assert batch.loss_mask.tolist() == [False, False, True, True] * 2
+    assert batch.behaviour_logprobs.tolist() == [0.0, 0.0, -0.5, -0.25] * 2
+    assert batch.versions.tolist() == [-1, -1, 3, 4] * 2
+    assert batch.advantages.tolist() == [0.5, -0.5]
+    assert batch.temperatures.tolist() == pytest.approx([0.8, 0.8])
+    assert (batch.lengths, batch.total_loss_tokens) == ([4, 4], 4)
 
 
 def test_old_segments_are_context_and_still_count_in_the_mean() -> None:
     masks = [
-        [sample.loss_mask for sample in samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=oldest)]
+        pack(samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=oldest)).loss_mask.tolist()
         for oldest in (4, 5)
     ]
-    assert masks == [[[False, False, False, True]] * 2, [[False] * 4] * 2]
+    assert masks == [[False, False, False, True] * 2, [False] * 8]
     none, _ = samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=5)
-    assert none.advantage == 0.5 and none.ids == [5, 6, 7, 8]
+    assert none.advantage == 0.5
     assert pack([none, none]).total_sequences == 2
+
+
+@st.composite
+def _sampled(draw: st.DrawFn) -> Sample:
+    length = draw(st.integers(0, 6))
+    numbers = st.integers(0, 163_839)
+    completion = Completion(
+        prompt_ids=draw(st.lists(numbers, min_size=1, max_size=4)),
+        token_ids=draw(st.lists(numbers, min_size=length, max_size=length)),
+        logprobs=draw(st.lists(st.floats(-9, 0, width=32), min_size=length, max_size=length)),
+        versions=draw(st.lists(st.integers(0, 4), min_size=length, max_size=length)),
+        stop_reason=StopReason.stop,
+        temperature=draw(st.floats(0.5, 2, width=32)),
+    )
+    advantage = draw(st.floats(-2, 2, width=32))
+    return Sample(completion=completion, oldest=draw(st.integers(0, 5)), advantage=advantage)
+
+
+def _naive(samples: list[Sample]) -> dict[str, list[float]]:
+    """Token by token, in lists."""
+    columns: dict[str, list[float]] = {
+        name: [] for name in ("ids", "loss_mask", "behaviour_logprobs", "versions")
+    }
+    for sample in samples:
+        done = sample.completion
+        for token in done.prompt_ids:
+            for name, value in zip(columns, (int(token), False, 0.0, -1), strict=True):
+                columns[name].append(value)
+        for token, logprob, version in zip(
+            done.token_ids, done.logprobs, done.versions, strict=True
+        ):
+            row = (int(token), version >= sample.oldest, float(logprob), version)
+            for name, value in zip(columns, row, strict=True):
+                columns[name].append(value)
+    return columns
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(_sampled(), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 12))
+def test_pack_is_a_naive_one_however_it_is_shared_and_cut(
+    samples: list[Sample], shards: int, most: int
+) -> None:
+    batch = pack(samples)
+    assert {name: getattr(batch, name).tolist() for name in _naive(samples)} == _naive(samples)
+    assert batch.advantages.tolist() == [s.advantage for s in samples]
+    assert batch.temperatures.tolist() == [s.completion.temperature for s in samples]
+    assert batch.total_loss_tokens == sum(_naive(samples)["loss_mask"])
+    shares = [share for rank in range(shards) if (share := share_of(batch, rank, shards))]
+    parts = [part for share in shares for part in micro_batches(share, most)]
+    for part in parts:
+        assert {n: getattr(part, n).tolist() for n in _naive([])} == _naive(list(part.samples))
+        assert sum(part.lengths) <= most or len(part.lengths) == 1
+        assert part.total_loss_tokens == batch.total_loss_tokens
+    seen = [id(sample) for part in parts for sample in part.samples]
+    assert sorted(seen) == sorted(map(id, samples))
+
+
+def test_a_batch_travels_without_tensors() -> None:
+    batch = pack(samples_of(_group([1.0, 0.0]), [1.0, 0.0], oldest=3))
+    before = len(pickle.dumps(batch))
+    packed = batch.ids.tolist(), batch.versions.tolist()
+    assert len(pickle.dumps(batch)) == before
+    again = pickle.loads(pickle.dumps(batch))
+    assert (again.ids.tolist(), again.versions.tolist()) == packed
+    assert again.total_loss_tokens == 4
 
 
 def test_pack_and_cut_keep_totals() -> None:
@@ -87,6 +162,15 @@ def test_a_sequence_longer_than_the_limit_goes_alone() -> None:
 def test_first_token_in_the_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="first token"):
         pack([supervised_sample([], [1, 2])])
+    later = Completion(
+        prompt_ids=[],
+        token_ids=[1, 2],
+        logprobs=[-1.0, -1.0],
+        versions=[2, 3],
+        stop_reason=StopReason.stop,
+        temperature=1.0,
+    )
+    assert pack([Sample(completion=later, oldest=3, advantage=0.0)]).total_loss_tokens == 1
     with pytest.raises(ValueError, match="no samples"):
         pack([])
 

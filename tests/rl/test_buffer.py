@@ -1,8 +1,7 @@
 """Which groups may start, which a step takes, and which are given up."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from dataclasses import replace
+from collections.abc import Coroutine
 from typing import Any
 
 from rewards.score import Score
@@ -127,33 +126,6 @@ def test_an_old_group_is_given_up_and_its_successor_is_due() -> None:
         await buffer.put(4, _group(2, 3))
         assert [each.position for each in await buffer.take()] == [4, 13]
         assert buffer.metrics()["buffer/resampled"] == 1.0
-
-    asyncio.run(main())
-
-
-def test_waiting_for_a_step_reads_the_tokens_of_a_group_once() -> None:
-    """Of thousands of long groups the versions of all tokens are too many to read at every one."""
-
-    class Versions(list[int]):
-        reads = 0
-
-        def __iter__(self) -> Iterator[int]:
-            Versions.reads += 1
-            return super().__iter__()
-
-    async def main() -> None:
-        config = RolloutConfig(groups_per_step=20, samples_per_group=2)
-        buffer = GroupBuffer(config, steps=2, version=0, journal=Journal(JournalState()))
-        taking = asyncio.create_task(buffer.take())
-        for position in await _admitted(buffer):
-            group = _group(0)
-            (episode,) = group.episodes
-            completion = replace(episode.completion, versions=Versions([0, 0]))
-            group = replace(group, episodes=(replace(episode, completion=completion),))
-            await buffer.put(position, group)
-            await asyncio.sleep(0)
-        assert len(await taking) == 20
-        assert Versions.reads == 40
 
     asyncio.run(main())
 

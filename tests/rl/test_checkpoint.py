@@ -1,15 +1,23 @@
 """Which checkpoint a run goes on from, and how one is written while the run goes on."""
 
 import asyncio
+import multiprocessing
+import os
+import signal
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from model.shards import tensor_shapes, write_shards
+from model.snapshot import Writing
 from rl.checkpoint import RunState, latest_checkpoint, manifest_of, read_state, step_of, verify
 from rl.errors import BadInput, PartLost, RunFailed
 from rl.evaluate import PassRate
-from rl.save_checkpoint import Checkpoints, save_checkpoint
+from rl.save_checkpoint import Checkpoints, Written, save_checkpoint, shards_written
 
 
 def _state(step: int) -> RunState:
@@ -23,12 +31,17 @@ def _state(step: int) -> RunState:
     )
 
 
-async def _write(folder: Path) -> None:
+async def _there() -> None:
+    """All files have been written."""
+
+
+async def _write(folder: Path) -> Written:
     (folder / "model").mkdir()
     (folder / "model" / "weights").write_bytes(b"w" * 1000)
+    return _there
 
 
-async def _refuse(folder: Path) -> None:
+async def _refuse(folder: Path) -> Written:
     (folder / "model").mkdir()
     raise OSError(28, "No space left on device")
 
@@ -216,10 +229,10 @@ def test_the_end_of_a_run_waits_for_a_disk_and_then_fails(
         checkpoints = Checkpoints(tmp_path, said.append, keep=2)
         refusing = 2
 
-        async def later(folder: Path) -> None:
+        async def later(folder: Path) -> Written:
             nonlocal refusing
             refusing -= 1
-            await (_refuse(folder) if refusing >= 0 else _write(folder))
+            return await (_refuse(folder) if refusing >= 0 else _write(folder))
 
         assert step_of(await checkpoints.complete(_state(4), later)) == 4
         assert len(said) == 4  # twice refused, twice told of the next time
@@ -229,23 +242,135 @@ def test_the_end_of_a_run_waits_for_a_disk_and_then_fails(
     asyncio.run(main())
 
 
-def test_a_learner_that_is_lost_while_it_writes_leaves_nothing_that_counts(tmp_path: Path) -> None:
-    async def die(folder: Path) -> None:
-        (folder / "half").write_bytes(b"w")
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_learner_that_is_lost_while_it_writes_leaves_nothing_that_counts(
+    tmp_path: Path, copied: bool
+) -> None:
+    async def lost() -> None:
         raise PartLost("learner shard 1", "killed")
+
+    async def die(folder: Path) -> Written:
+        (folder / "half").write_bytes(b"w")
+        if not copied:
+            await lost()
+        return lost
 
     async def main() -> None:
         checkpoints = Checkpoints(tmp_path, _never, keep=2)
         await checkpoints.save(_state(3), _write)
         with pytest.raises(PartLost):
             await checkpoints.save(_state(4), die)
-        await checkpoints.settle()
+            await checkpoints.settle()
+        await checkpoints.close()
         assert latest_checkpoint(tmp_path, _never).name == "step_3"
         await checkpoints.save(_state(5), _write)
         await checkpoints.settle()
+        await checkpoints.save(_state(6), die if copied else _write)
+        await checkpoints.close()  # says nothing of a shard that is lost: others do
 
     asyncio.run(main())
-    assert _names(tmp_path) == ["latest", "step_3", "step_5"]
+    left = ["latest", "step_3", "step_5"] if copied else ["latest", "step_5", "step_6"]
+    assert [name for name in _names(tmp_path) if "partial" not in name] == left
+
+
+def test_the_end_does_not_wait_for_ever_for_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.save_checkpoint.CLOSE_S", 0.05)
+
+    async def hang(folder: Path) -> Written:
+        return asyncio.Event().wait
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, _never, keep=2)
+        await checkpoints.save(_state(3), _write)
+        await checkpoints.save(_state(4), hang)
+        await asyncio.wait_for(checkpoints.close(), 20)
+
+    asyncio.run(main())
+    assert latest_checkpoint(tmp_path, _never).name == "step_3"
+
+
+class FakeShard:
+    """A learner shard that has written its files when it has been asked so often."""
+
+    def __init__(self, folder: Path, rank: int, asked: int, error: Exception | None = None) -> None:
+        self._folder, self._rank, self._asked, self._error = folder, rank, asked, error
+
+    async def call(self, method: str, *args: Any) -> Writing:
+        assert method == "written"
+        if self._asked > 0:
+            self._asked -= 1
+            return Writing(done=False)
+        if self._error is None:
+            weights = {f"w{self._rank}": torch.ones(3)}
+            write_shards(weights.items(), self._folder / "model", 1 << 20, part=self._rank)
+        return Writing(done=True, error=self._error)
+
+    def kill(self) -> None:
+        raise AssertionError("nothing is lost")
+
+
+def test_a_checkpoint_is_of_the_files_of_all_shards(tmp_path: Path) -> None:
+    async def write(folder: Path) -> Written:
+        (folder / "model").mkdir()
+        shards = [FakeShard(folder, rank, asked) for rank, asked in enumerate((0, 3))]
+        return partial(shards_written, shards, folder)
+
+    path = asyncio.run(save_checkpoint(tmp_path, _state(1), write, keep=1))
+    verify(path)
+    (path / "model" / "config.json").write_text("{}")
+    assert set(tensor_shapes(path / "model")) == {"w0", "w1"}
+
+
+def test_one_shard_of_many_whose_disk_is_full_fails_the_checkpoint_of_all(tmp_path: Path) -> None:
+    """Its folder stays until the last has ended: the others write into it."""
+    full = OSError(28, "No space left on device")
+    slow: list[FakeShard] = []
+
+    async def write(folder: Path) -> Written:
+        (folder / "model").mkdir()
+        slow[:] = [FakeShard(folder, 1, 3)]
+        return partial(shards_written, [FakeShard(folder, 0, 0, full), *slow], folder)
+
+    said: list[str] = []
+
+    async def main() -> None:
+        checkpoints = Checkpoints(tmp_path, said.append, keep=2)
+        await checkpoints.save(_state(3), _write)
+        await checkpoints.save(_state(4), write)
+        assert not checkpoints.behind  # it is not known yet
+        await checkpoints.settle()
+        assert checkpoints.behind and slow[0]._asked == 0
+
+    asyncio.run(main())
+    assert _names(tmp_path) == ["latest", "step_3"]
+    assert "step_4: [Errno 28] No space left" in said[0]
+
+
+def test_a_kill_while_shards_write_leaves_the_one_before(tmp_path: Path) -> None:
+    async def main() -> None:
+        async def die() -> None:
+            (tmp_path / "step_2.partial" / "model" / "weights").write_bytes(b"w")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def half(folder: Path) -> Written:
+            await _write(folder)
+            return die
+
+        checkpoints = Checkpoints(tmp_path, _never, keep=2)
+        await checkpoints.save(_state(1), _write)
+        await checkpoints.save(_state(2), half)
+        await checkpoints.settle()
+
+    driver = multiprocessing.get_context("fork").Process(target=lambda: asyncio.run(main()))
+    driver.start()
+    driver.join(60)
+    assert driver.exitcode == -signal.SIGKILL
+    assert _names(tmp_path) == ["latest", "step_1", "step_2.partial"]
+    assert latest_checkpoint(tmp_path, _never).name == "step_1"
+    _save(tmp_path, 2)
+    assert _names(tmp_path) == ["latest", "step_1", "step_2"]
 
 
 def _never(line: str) -> None:

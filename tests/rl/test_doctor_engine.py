@@ -73,9 +73,19 @@ class FakeTraining:
     def __init__(self, config: TrainConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
         self.rollouts, self.held_out = Rollouts(), Tasks()
+        self.compared = {False: 0.02, True: 0.004}  # without and with the engine's experts
 
     async def engines(self) -> Rollouts:
         return self.rollouts
+
+    async def _call(self, method: str, batch: Batch, replay: bool) -> dict[str, float]:
+        assert method == "compare"
+        mean = self.compared[replay]
+        return {
+            "mismatch/abs_logprob": mean,
+            "mismatch/max_abs_logprob": 10 * mean,
+            "mismatch/experts": 0.03 - 0.01 * replay,
+        }
 
 
 def _told(probes: Sequence[float], mismatches: Sequence[float]) -> tuple[list[Told], Policy]:
@@ -112,6 +122,24 @@ def test_an_engine_that_keeps_its_old_weights_differs() -> None:
 def test_an_update_too_small_to_prove_anything_is_told_of() -> None:
     told, _ = _told([1e-6, 1e-6], [4e-3, 1.5e-3])
     assert isinstance(told[-1], Finding) and told[-1].verdict is Verdict.warning
+
+
+@pytest.mark.parametrize(("replayed", "verdict"), [(0.004, Verdict.ok), (0.2, Verdict.fail)])
+def test_routing_replay_is_compared_with_the_learners_own_experts(
+    replayed: float, verdict: Verdict
+) -> None:
+    config = TrainConfig(engine=EngineConfig(routing_replay=True))
+    training = FakeTraining(config, Policy([1e-3, 1e-3], [4e-3, 0.3]))
+    training.compared[True] = replayed
+    told: list[Told] = []
+    asyncio.run(asyncio.wait_for(_compare(cast(Training, training), told.append), 30))
+    (finding,) = (t for t in told if isinstance(t, Finding) and t.check == "routing replay")
+    assert finding.verdict is verdict
+    assert finding.found == (
+        f"|log-prob: engine - learner| is {replayed:.2g} nats on average, at most "
+        f"{10 * replayed:.2g}; with the learner's own experts 0.02, at most 0.2; 3.00% of the "
+        "engine's choices are not its own"
+    )
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -79,14 +79,28 @@ def test_the_shards_publish_every_tensor_once(folder: Path, told: list[dict[str,
     assert first | second == set(tensor_shapes(folder / "tiny"))
 
 
-def test_a_disk_that_refuses_one_shard_is_an_error_on_both(told: list[dict[str, Any]]) -> None:
+def test_a_disk_that_refuses_one_shard_is_told_of_by_that_one(told: list[dict[str, Any]]) -> None:
+    """`rl.save_checkpoint.shards_written` makes one error of it."""
     assert told[1]["error"].startswith("FileNotFoundError")
-    assert "1 other learner shards could not write" in told[0]["error"]
+    assert told[0]["error"] is None
 
 
 def test_a_disk_that_is_full_for_one_shard_is_told_of_as_such(told: list[dict[str, Any]]) -> None:
     assert told[1]["full"].startswith("OSError: cannot write ")
-    assert "1 other learner shards could not write" in told[0]["full"]
+    assert told[0]["full"] is None
+
+
+def test_a_shard_without_memory_for_a_copy_is_an_error_on_both(told: list[dict[str, Any]]) -> None:
+    assert told[1]["no_memory"] == "CheckpointError: no host memory"
+    assert "1 other learner shards could not write" in told[0]["no_memory"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(
+    all_told: dict[int, list[dict[str, Any]]], size: int
+) -> None:
+    for shard in all_told[size]:
+        assert shard["as_copied"] == [True, True]
 
 
 def test_weights_that_one_shard_cannot_publish_are_published_by_none_and_may_be_again(

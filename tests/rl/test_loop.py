@@ -20,6 +20,7 @@ from rl.journal import JournalState
 from rl.loop import Course, Loop, Step
 from rl.sample import Sample
 from rollout.episode import Completion, Episode, Group, StopReason
+from rollout.starts import Start
 
 Seconds = Callable[[int, int], float]
 """How long a sample takes, by position and number in its group."""
@@ -51,13 +52,21 @@ class FakeRollouts:
         self.version = 0
         self.seconds, self.scoring = seconds, scoring
         self.started: list[int] = []
+        self.starts: list[Start | None] = []
         self.under_way = self.most = 0
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
         position = int(task.id.removeprefix("t/"))
         self.started.append(position)
+        self.starts.append(start)
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
@@ -188,6 +197,29 @@ def test_a_synchronous_run_is_in_the_order_of_the_stream_on_its_own_version(simu
     assert [step.number for step in run.steps] == [1, 2, 3, 4, 5]
     assert run.rollouts.most == 4
     assert run.ended == pytest.approx([1.4, 2.8, 4.2, 5.6, 7.0]), "nothing overlaps"
+
+
+def test_groups_of_a_synchronous_step_start_together_with_the_seeds_of_every_run(simulate) -> None:
+    run = _run(simulate, _config(0, steps=3))
+    starts = [start for start in run.rollouts.starts if start is not None]
+    assert [(each.place, each.together) for each in starts] == [(p, 4) for p in range(4)] * 3
+    assert len({each.seed for each in starts}) == 12
+    resumed = _run(simulate, _config(0, steps=3), start=1, journal=run.steps[0].journal)
+    assert resumed.rollouts.starts == starts[4:]
+    other = replace(_config(0, steps=1), seed=1)
+    assert {each.seed for each in _run(simulate, other).rollouts.starts if each}.isdisjoint(
+        each.seed for each in starts
+    )
+
+
+def test_what_is_passed_over_is_not_waited_for(simulate) -> None:
+    course = Course(task_at=lambda at, step: None if at % 4 == 1 else _task(at))
+    starts = _run(simulate, _config(0, steps=1), course=course).rollouts.starts
+    assert [(s.place, s.together) for s in starts if s] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_where_generation_runs_ahead_groups_wait_for_no_other(simulate) -> None:
+    assert _run(simulate, _config(1)).rollouts.starts == [None] * 20
 
 
 def test_one_version_ahead_the_engines_work_while_the_learner_does(simulate) -> None:

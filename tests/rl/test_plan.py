@@ -34,6 +34,8 @@ from rl.recipe import load_recipe
 from rollout.config import Dtype
 
 H800 = load_hardware("H800")
+# What is counted by hand below: 128 shards and two engines, each with GPUs of its own.
+APART = ["cluster.placement=disaggregated", "parallel.shards=128", "cluster.rollout_workers=2"]
 
 
 def _plan(recipe: str, *overrides: str, hardware: str = "H800") -> Plan:
@@ -56,12 +58,12 @@ def test_every_recipe_fits_where_it_says(
 ) -> None:
     plan = _plan(recipe, hardware=hardware)
     assert plan.fits, plan.problems
-    assert (plan.parameters, plan.learners + plan.engines) == (parameters, devices)
+    assert (plan.parameters, plan.devices) == (parameters, devices)
     assert plan.traffic.muon_over_adamw <= 1.25  # Moonlight sec. 2.3
 
 
 def test_k2_states_on_128_shards_by_hand() -> None:
-    plan = _plan("k2_full", "parallel.offload=none")
+    plan = _plan("k2_full", *APART, "parallel.offload=none")
     # Every expert-parallel shard has 3 of 384 experts; everything else is cut in 128.
     owned = 1014.686e9 / 128 + 11.722e9 / 128
     assert plan.learner.weights == pytest.approx(2 * owned, rel=1e-3)
@@ -69,17 +71,17 @@ def test_k2_states_on_128_shards_by_hand() -> None:
     # float32 weights and momentum; AdamW's second moment for embedding and head
     assert plan.learner.optimizer == pytest.approx(8 * owned + 4 * 2.35e9 / 128, rel=1e-3)
     assert plan.learner.activations.saved == 61 * 8192 * 7168 * 2
-    offloaded = _plan("k2_full")
+    offloaded = _plan("k2_full", *APART)
     assert (offloaded.learner.gradients, offloaded.learner.optimizer) == (0, 0)
     assert offloaded.learner.host == plan.learner.gradients + plan.learner.optimizer
 
 
 def test_weights_for_engines_lie_twice_in_the_memory_of_a_learner_node() -> None:
-    node = _plan("k2_full").learner.shared
+    node = _plan("k2_full", *APART).learner.shared
     # 8 of 128 shards have 3 experts of every layer each; all else is dealt out, tensor by tensor.
     experts = 8 * 1014.686e9 / 128
     assert 2 * 2 * experts < node < 2 * 2 * (experts + 8 * 11.722e9 / 128 + 2 * 1.175e9)
-    with_changes = _plan("k2_full", "weights.delta=true")
+    with_changes = _plan("k2_full", *APART, "weights.delta=true")
     assert with_changes.learner.shared == node * 3 // 2
     assert with_changes.engine.shared == 4 * 1_026_408_232_448  # two versions of the whole
     assert [p.part for p in with_changes.problems] == ["host"]
@@ -120,7 +122,7 @@ def test_kv_cache_of_the_engines() -> None:
 
 
 def test_traffic_of_k2_by_hand() -> None:
-    moved = _plan("k2_full", "objective.ptx_sequences=0").traffic
+    moved = _plan("k2_full", *APART, "objective.ptx_sequences=0").traffic
     assert moved.micro_batches == 2  # 256 sequences on 128 shards, one in each micro-batch
     dense = 11.722185664e9
     assert moved.gradients == pytest.approx(2 * 4 * dense * 127 / 128, rel=1e-4)
@@ -141,7 +143,7 @@ def test_arithmetic_of_k2_by_hand() -> None:
 
 
 def test_what_does_not_fit_comes_with_what_would() -> None:
-    config = load_recipe("k2_full", ["parallel.offload=none"])
+    config = load_recipe("k2_full", [*APART, "parallel.offload=none"])
     plan = make_plan(config, kimi_k2_instruct(), H800)
     assert not plan.fits
     assert [p.part for p in plan.problems] == ["learner"]
@@ -150,12 +152,12 @@ def test_what_does_not_fit_comes_with_what_would() -> None:
     found = {c.override: c.plan for c in changes_that_fit(config, kimi_k2_instruct(), H800)}
     assert set(found) == {"parallel.offload=cpu", "parallel.shards=256"}
     for override, changed in found.items():
-        again = _plan("k2_full", "parallel.offload=none", override)
+        again = _plan("k2_full", *APART, "parallel.offload=none", override)
         assert again.fits and again.learner == changed.learner
 
 
 def test_an_engine_that_does_not_fit() -> None:
-    config = load_recipe("k2_full", ["engine.tensor_parallel_size=16"])
+    config = load_recipe("k2_full", [*APART, "engine.tensor_parallel_size=16"])
     plan = make_plan(config, kimi_k2_instruct(), H800)
     assert [p.part for p in plan.problems] == ["engine"]
     overrides = [c.override for c in changes_that_fit(config, kimi_k2_instruct(), H800)]
@@ -182,7 +184,7 @@ def test_a_machine_whose_device_is_the_host_counts_all_parts() -> None:
 def test_more_spreading_never_needs_more() -> None:
     def total(**changes: object) -> int:
         parallel = ParallelConfig(**({"shards": 128, "expert_parallel": 64} | changes))  # type: ignore[arg-type]
-        config = replace(load_recipe("k2_full", []), parallel=parallel)
+        config = replace(load_recipe("k2_full", APART), parallel=parallel)
         memory = make_plan(config, kimi_k2_instruct(), H800).learner
         return memory.weights + memory.gradients + memory.optimizer
 
@@ -201,7 +203,7 @@ def test_sizes_are_those_of_the_code_that_they_stand_for() -> None:
 
 def test_a_price_makes_a_cost() -> None:
     row = replace(H800, dollars_per_device_hour=2.0)
-    plan = make_plan(load_recipe("k2_full", []), kimi_k2_instruct(), row)
+    plan = make_plan(load_recipe("k2_full", APART), kimi_k2_instruct(), row)
     assert plan.dollars_per_step == pytest.approx(2.0 * 256 * plan.times.step / 3600)
     assert plan.times.step == max(plan.times.training, plan.times.rollout) + plan.times.publish
 
@@ -219,7 +221,7 @@ def test_a_price_makes_a_cost() -> None:
 )
 def test_what_cannot_be_planned_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        _plan("k2_full", *overrides)
+        _plan("k2_full", *APART, *overrides)
 
 
 def test_a_checkpoint_that_is_here_is_read(tmp_path: Path) -> None:
@@ -249,16 +251,54 @@ def test_the_command_says_whether_it_fits(
     assert _command(monkeypatch, "qwen3_0p6b", "--hardware", "A100") == 0
     out = capsys.readouterr().out
     assert "596,049,920 parameters" in out and "fits: " in out
-    assert _command(monkeypatch, "k2_full", "parallel.offload=none") == 1
+    assert _command(monkeypatch, "k2_full", *APART, "parallel.offload=none") == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "does not fit: each learner device needs" in out
     assert "parallel.offload=cpu is enough" in out
-    assert _command(monkeypatch, "k2_full", "parallel.offload=none", "--json") == 1
+    assert _command(monkeypatch, "k2_full", *APART, "parallel.offload=none", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["fits"] and "parallel.offload=cpu" in found["changes_that_fit"]
     assert found["learner"]["total"] > found["device_bytes"] == 85_520_809_984
     assert _command(monkeypatch, "k2_full", "--hardware", "H8OO") == 2
     assert "did you mean 'H800'?" in capsys.readouterr().err
+
+
+def test_devices_that_learner_and_engines_share_hold_one_of_them_at_a_time() -> None:
+    shards = ["parallel.shards=256", "cluster.rollout_workers=4"]
+    shared = _plan("k2_full")
+    apart = _plan("k2_full", "cluster.placement=disaggregated", *shards)
+    assert (shared.devices, apart.devices) == (256, 512)
+    reserved = H800.reserved_bytes  # of the process that is there, and of the one that is not
+    assert shared.learner.total == apart.learner.total + reserved
+    assert shared.engine.total == apart.engine.total + reserved
+    assert max(shared.learner.total, shared.engine.total) < H800.memory_bytes
+    assert shared.learner.total + shared.engine.total > H800.memory_bytes
+    states = apart.learner.weights + apart.learner.gradients + apart.learner.optimizer
+    assert (apart.learner.away, shared.learner.away) == (0, states + apart.learner.buckets)
+    turns = 2 * shared.learner.away / H800.host_bandwidth
+    assert (shared.times.turns, apart.times.turns) == (pytest.approx(turns), 0.0)
+    phases = shared.times.training + shared.times.rollout + shared.times.publish + turns
+    assert shared.times.step == pytest.approx(phases)
+    one_after_the_other = _plan("k2_full", "rollout.max_staleness=0").times
+    assert one_after_the_other.step == shared.times.step
+
+
+def test_a_node_of_shared_devices_holds_both_sides_in_its_memory() -> None:
+    plan, config = _plan("k2_full"), load_recipe("k2_full", [])
+    needed = 8 * (plan.learner.host + plan.learner.away) + plan.learner.shared
+    for size, problems in ((needed, []), (needed - 1, [needed])):
+        row = replace(H800, host_bytes=size)
+        found = make_plan(config, kimi_k2_instruct(), row).problems
+        assert [problem.needed for problem in found if problem.part == "host"] == problems
+
+
+def test_engines_grow_and_shrink_with_the_devices_that_they_share() -> None:
+    config = load_recipe(
+        "k2_full",
+        ["parallel.shards=128", "cluster.rollout_workers=8", "engine.tensor_parallel_size=16"],
+    )
+    overrides = [c.override for c in changes_that_fit(config, kimi_k2_instruct(), H800)]
+    assert overrides == ["engine.tensor_parallel_size=64 cluster.rollout_workers=2"]
 
 
 def test_the_tiny_model_needs_what_was_predicted() -> None:

@@ -11,6 +11,7 @@ from rl.batch import Batch, micro_batches, pack
 from rl.objective_config import Correction, Kind, Level, ObjectiveConfig, OldLogprobs
 from rl.policy_loss import POLICY_TOTALS, PolicyLoss, policy_metrics
 from rl.sample import Sample
+from rollout.episode import Completion, StopReason
 
 CPU = torch.device("cpu")
 VERSION = 5
@@ -19,15 +20,15 @@ UNCORRECTED = ObjectiveConfig(correction=Correction.none)
 
 
 def _sample(recorded: list[float], versions: list[int], advantage: float) -> Sample:
-    prompt = 2
-    return Sample(
-        ids=list(range(1, 1 + prompt + len(recorded))),
-        loss_mask=[False] * prompt + [True] * len(recorded),
-        behaviour_logprobs=[0.0] * prompt + recorded,
-        versions=[-1] * prompt + versions,
-        advantage=advantage,
+    completion = Completion(
+        prompt_ids=[1, 2],
+        token_ids=list(range(3, 3 + len(recorded))),
+        logprobs=recorded,
+        versions=versions,
+        stop_reason=StopReason.stop,
         temperature=1.0,
     )
+    return Sample(completion=completion, oldest=0, advantage=advantage)
 
 
 BATCH = pack(

@@ -11,6 +11,7 @@ from rl.rollout_config import RolloutConfig
         ("max_staleness", -1),
         ("loss_max_lag", -1),
         ("segment_tokens", 0),
+        ("segment_s", 0.0),
         ("max_samples_in_flight", 0),
         ("temperature_end", 0.0),
     ],

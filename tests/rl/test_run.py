@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -59,13 +61,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(json.loads(done.stdout.splitlines()[-1])["checkpoint"])
 
 
-@pytest.fixture
-def running(start: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, RunFolder]]:
-    """A run under way: its driver and its folder, two steps trained."""
-    folder = RunFolder(tmp_path / "run")
-    command = [*TEMPER, "train", "quickstart", *SHORT, f"policy.path={start}", "steps=100000"]
+@contextmanager
+def _under_way(folder: RunFolder, steps: int, *arguments: str) -> Iterator[psutil.Popen]:
+    """The driver of a run that has trained `steps` steps."""
     driver = psutil.Popen(
-        [*command, f"run_dir={folder.root}"],
+        [*TEMPER, "train", "quickstart", *arguments, f"run_dir={folder.root}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,22 +75,45 @@ def running(start: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, RunFo
     )
     try:
         _wait(
-            lambda: len(read_metrics(folder.metrics)) >= 2 or driver.poll() is not None,
+            lambda: len(read_metrics(folder.metrics)) >= steps or driver.poll() is not None,
             180,
-            "two steps",
+            f"{steps} steps",
         )
         assert driver.poll() is None, driver.stderr.read()
-        yield driver, folder
+        yield driver
     finally:
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
 
 
-def _workers(driver: psutil.Process) -> list[psutil.Process]:
-    """The run's own processes; two agents of Ray's notice its end up to a minute later."""
-    parts = driver.children(recursive=True)
-    return [p for p in parts if re.match(r"VLLM|ray::\w+Worker", " ".join(p.cmdline()))]
+@pytest.fixture
+def running(start: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, RunFolder]]:
+    """A run under way: its driver and its folder, two steps trained."""
+    folder = RunFolder(tmp_path / "run")
+    with _under_way(folder, 2, *SHORT, f"policy.path={start}", "steps=100000") as driver:
+        yield driver, folder
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _parts(driver: psutil.Popen) -> list[psutil.Process]:
+    """The run's processes, once all its kinds are there: each may be between two titles."""
+    kinds = ("VLLM", "ray::RewardWorker", "ray::WatchedRolloutWorker", "ray::LearnerWorker")
+    deadline = time.monotonic() + 60
+    while True:
+        parts = driver.children(recursive=True)
+        titles = [_title(part) for part in parts]
+        if all(any(title.startswith(kind) for title in titles) for kind in kinds):
+            return parts
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline, titles
+        time.sleep(0.2)
 
 
 def _nothing_left(parts: list[psutil.Process]) -> None:
@@ -129,9 +152,7 @@ def test_ctrl_c_leaves_nothing_behind_but_a_whole_checkpoint(
     running: tuple[psutil.Process, RunFolder],
 ) -> None:
     driver, folder = running
-    # A process may be between two titles when it is looked at.
-    _wait(lambda: len(_workers(driver)) == 4, 60, "a reward worker, an engine, its core, a learner")
-    parts = driver.children(recursive=True)
+    parts = _parts(driver)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=60) == 1
     assert "resume=true" in driver.stderr.read()
@@ -139,35 +160,49 @@ def test_ctrl_c_leaves_nothing_behind_but_a_whole_checkpoint(
     assert read_state(latest_checkpoint(folder.checkpoints)).step >= 1
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    running: tuple[psutil.Process, RunFolder],
+TIMES = re.compile(r"time/|buffer/waiting_s|rollout/tokens_per_s|mismatch/seconds|faults/")
+
+
+def _outcome(folder: RunFolder) -> tuple[dict[str, Any], list[dict[str, float]], list[str]]:
+    """What a run has come to, times left out: digests of its last state, metrics and samples."""
+    manifest = json.loads((latest_checkpoint(folder.checkpoints) / "manifest.json").read_text())
+    digests = {name: each for name, each in manifest.items() if name != "state.json"}
+    rows = [
+        {name: value for name, value in row.items() if not TIMES.match(name)}
+        for row in read_metrics(folder.metrics)
+    ]
+    samples = [path.read_text() for path in sorted(folder.samples.glob("step_*.jsonl"))]
+    return digests, rows, samples
+
+
+def test_a_synchronous_run_goes_on_bit_for_bit_after_kill_9_of_everything(
+    start: Path, tmp_path: Path
 ) -> None:
-    driver, folder = running
-    _wait(lambda: len(_workers(driver)) == 4, 60, "a reward worker, an engine, its core, a learner")
-    workers = _workers(driver)
-    driver.kill()
-    driver.wait()
-    _wait(lambda: not any(p.is_running() for p in workers), 40, "workers end with their driver")
-    reached = read_state(latest_checkpoint(folder.checkpoints)).step
-    before = read_metrics(folder.metrics)[:reached]
-    done = _run(
-        "train", "quickstart", *SHORT, f"steps={reached + 2}", f"run_dir={folder.root}",
-        "resume=true",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = read_metrics(folder.metrics)
-    assert [row["step"] for row in rows] == list(range(1, reached + 3))
-    assert rows[:reached] == before
-    trained: list[int] = []
-    for step in range(1, reached + 3):
-        text = (folder.samples / f"step_{step:05d}.jsonl").read_text().splitlines()
-        positions = {int(json.loads(line)["task"].rpartition("/")[2]) for line in text}
-        assert len(positions) == 16
-        trained += positions
-    assert len(set(trained)) == len(trained), "no position is trained twice"
-    journal = read_state(latest_checkpoint(folder.checkpoints)).journal
-    assert journal is not None
-    assert set(trained) == set(range(journal.end)) - set(journal.open)
+    """Weights, momenta, metrics and samples of six steps, once colocated and once killed."""
+    calm, killed = RunFolder(tmp_path / "calm"), RunFolder(tmp_path / "killed")
+    settings = [*SHORT, f"policy.path={start}", "steps=6", "rollout.max_staleness=0"]
+    settings.append("checkpoint.every=2")
+    with _under_way(killed, 3, *settings) as driver:
+        parts = [driver, *driver.children(recursive=True)]
+        for part in parts:
+            part.kill()
+        driver.wait()
+        _wait(lambda: not any(part.is_running() for part in parts), 20, "all are gone")
+    assert read_state(latest_checkpoint(killed.checkpoints)).step < 6
+    # Undisturbed, and with engine and learner taking turns: neither may change anything.
+    for folder, more in ((killed, "resume=true"), (calm, "cluster.placement=colocated")):
+        done = _run("train", "quickstart", *settings, f"run_dir={folder.root}", more)
+        assert done.returncode == 0, done.stderr
+    found, expected = _outcome(killed), _outcome(calm)
+    assert found[1] == expected[1]
+    assert found == expected
+    after = [json.loads(folder.summary.read_text())["eval_after"] for folder in (killed, calm)]
+    assert after[0] == after[1]
+    trained = [
+        {int(json.loads(line)["task"].rpartition("/")[2]) for line in text.splitlines()}
+        for text in found[2]
+    ]
+    assert trained == [set(range(16 * step, 16 * step + 16)) for step in range(6)]
 
 
 def test_weights_that_do_not_arrive_stop_the_run(start: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ SHORT = [
     "rewards.critic.temperature=0.2",
     "evaluation.tasks=48",
     "checkpoint.every=2",
+    "rollout.samples_per_group=4",
     "rollout.max_staleness=0",  # every step then waits for its measurement
     "rewards.calibration.share=0.25",
     "rewards.calibration.least_agreement=0.0",

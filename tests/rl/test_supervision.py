@@ -26,6 +26,7 @@ from rl.run_folder import RunFolder
 from rl.supervision import Restarts
 from rl.train import _reinforce, run_parts
 from rollout.errors import EngineError, StaleWeightsError
+from rollout.starts import Start
 
 
 class Worker:
@@ -39,6 +40,7 @@ class Worker:
         self.wrong = False
         self.killed = False
         self.calls: list[str] = []
+        self.starts: dict[str, Start] = {}  # of groups, by task
         self.gate = asyncio.Event()
         self.gate.set()
         self.busy = 0.0
@@ -48,6 +50,7 @@ class Worker:
         if method in self.hangs:
             await asyncio.Event().wait()
         if method == "sample":
+            self.starts[args[0].id] = args[4]
             await self.gate.wait()
         if self.dead is not None:
             raise self.dead
@@ -114,6 +117,67 @@ def _task(name: str) -> Task:
 
 def _run(main: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def _together(fleet: Fleet, count: int) -> list["asyncio.Task[Any]"]:
+    starts = [Start(seed=place, place=place, together=count) for place in range(count)]
+    return [
+        asyncio.create_task(
+            fleet.rollouts.sample(_task(f"t{start.place}"), samples=2, temperature=1.0, start=start)
+        )
+        for start in starts
+    ]
+
+
+def test_groups_that_start_together_go_to_workers_by_their_places() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        await fleet.serve(4)
+        busy = [asyncio.create_task(fleet.sample("busy")) for _ in range(3)]
+        await asyncio.gather(*busy, *_together(fleet, 5))
+        first, second = (
+            {name: (s.seed, s.place, s.together) for name, s in worker.starts.items() if s}
+            for worker in fleet.workers
+        )
+        assert first == {"t0": (0, 0, 3), "t2": (2, 1, 3), "t4": (4, 2, 3)}
+        assert second == {"t1": (1, 0, 2), "t3": (3, 1, 2)}
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_what_a_lost_worker_was_to_start_together_starts_alone_on_another() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        await fleet.serve(4)
+        for worker in fleet.workers:
+            worker.gate.clear()
+        groups = _together(fleet, 4)
+        await asyncio.sleep(0.01)
+        fleet.workers[0].die()
+        fleet.workers[1].gate.set()
+        assert [name for _, _, name in await asyncio.gather(*groups)] == ["t0", "t1", "t2", "t3"]
+        again = {
+            name: s for w in (fleet.workers[1], *fleet.started) for name, s in w.starts.items()
+        }
+        assert again["t0"] == Start(seed=0) and again["t2"] == Start(seed=2)
+        assert again["t1"].together == 2
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_groups_that_start_together_wait_for_the_worker_of_their_place() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        await fleet.serve(4)
+        fleet.workers[0].die()
+        await fleet.rollouts.busy_seconds()
+        done = await asyncio.gather(*_together(fleet, 4))
+        assert [name for name, _, _ in done] == ["worker 0/1", "worker 1/0"] * 2
+        await fleet.rollouts.close()
+
+    _run(main)
 
 
 def test_groups_of_a_lost_worker_are_sampled_again_on_another() -> None:

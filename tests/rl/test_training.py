@@ -15,7 +15,7 @@ from rl.errors import BadInput
 from rl.progress import Display
 from rl.recipe import load_recipe, to_yaml
 from rl.run_folder import RunFolder
-from rl.save_checkpoint import save_checkpoint
+from rl.save_checkpoint import Written, save_checkpoint
 from rl.training import Training
 from rollout.problem import DataError
 
@@ -83,8 +83,12 @@ def test_a_run_goes_on_with_what_it_kept_of_the_start_or_says_so_at_once(
     folder.root.mkdir()
     folder.config.write_text(to_yaml(config))
 
-    async def write(checkpoint: Path) -> None:
+    async def there() -> None:
+        pass
+
+    async def write(checkpoint: Path) -> Written:
         shutil.copytree(start, checkpoint / "model")
+        return there
 
     state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before={}, restarts=0)
     asyncio.run(save_checkpoint(folder.checkpoints, state, write, keep=1))

@@ -25,6 +25,7 @@ from rl.run_folder import RunFolder
 from rl.timeline import Span
 from rl.watching import Watch
 from rollout.episode import Completion, Episode, Group, StopReason
+from rollout.starts import Start
 
 STUCK = (
     r"waiting for the groups of step 5: \d+ s so far, the first of its kind; "
@@ -47,7 +48,13 @@ class FakeRollouts:
     """Three tokens an episode, of versions 0 and 1."""
 
     async def sample(
-        self, task: Task, *, samples: int, temperature: float, rank: bool = True
+        self,
+        task: Task,
+        *,
+        samples: int,
+        temperature: float,
+        rank: bool = True,
+        start: Start | None = None,
     ) -> Group:
         await asyncio.sleep(0.001)
         episode = Episode(
@@ -233,7 +240,13 @@ def test_a_learner_that_waits_for_groups_names_the_oldest(
 
     class Stuck(FakeRollouts):
         async def sample(
-            self, task: Task, *, samples: int, temperature: float, rank: bool = True
+            self,
+            task: Task,
+            *,
+            samples: int,
+            temperature: float,
+            rank: bool = True,
+            start: Start | None = None,
         ) -> Group:
             assert await asyncio.to_thread(told.wait, 30)
             return await super().sample(task, samples=samples, temperature=temperature)
@@ -255,7 +268,13 @@ def test_a_learner_that_waits_for_groups_names_the_oldest(
 def test_a_group_that_fails_is_on_the_timeline_too(tmp_path: Path) -> None:
     class Broken(FakeRollouts):
         async def sample(
-            self, task: Task, *, samples: int, temperature: float, rank: bool = True
+            self,
+            task: Task,
+            *,
+            samples: int,
+            temperature: float,
+            rank: bool = True,
+            start: Start | None = None,
         ) -> Group:
             raise RuntimeError("the engine is dead")
 

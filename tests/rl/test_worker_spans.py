@@ -11,6 +11,7 @@ from rewards.task import Message, Task, TaskKind, Transcript
 from rl.worker_spans import SpanLog, TimedAsk, TimedDraws, TimedJudge, of_task
 from rollout.episode import Completion, StopReason
 from rollout.sampler import GroupSampler
+from rollout.starts import Start
 
 
 class Clock:
@@ -26,7 +27,13 @@ class Clock:
 
 class Engine:
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        park: bool = True,
+        start: Start | None = None,
     ) -> Completion:
         await asyncio.sleep(0)
         return Completion(

@@ -149,7 +149,7 @@ def test_a_real_engine_answers_until_it_is_gone(folder: Path, renderer: Renderer
             (drawn,) = await engine.generate(
                 renderer.prompt_ids(PLAIN), samples=1, max_tokens=5, temperature=0.0
             )
-            assert {answer.text for answer in answers} == {renderer.text(drawn.token_ids)}
+            assert {answer.text for answer in answers} == {renderer.text(drawn.token_ids.tolist())}
             assert {answer.tokens for answer in answers} == {len(drawn.token_ids)}
             with pytest.raises(ValueError, match="max_model_len=64"):
                 await ask(PLAIN, max_tokens=64, temperature=0.0)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -26,8 +27,9 @@ from rewards.repetition import RepetitionDetector
 from rollout.config import Dtype, EngineConfig
 from rollout.engine import COMMON_SAMPLING, WHOLE, Engine
 from rollout.episode import Completion, StopReason
-from rollout.errors import EngineError
+from rollout.errors import EngineError, WeightUpdateError
 from rollout.partial import PartialRollout
+from rollout.starts import Start
 
 # What this model says nearly greedily breaks the rule within 160 tokens; at temperature 0.3, never.
 RULE = RepetitionConfig(
@@ -62,7 +64,11 @@ def agree(one: list[list[float]], other: list[list[float]], dtype: Dtype) -> Non
 
 
 def scored(completions: list[Completion]) -> list[list[int]]:
-    return [each.prompt_ids + each.token_ids for each in completions]
+    return [[*each.prompt_ids.tolist(), *each.token_ids.tolist()] for each in completions]
+
+
+def drawn_ids(completions: list[Completion]) -> list[list[int]]:
+    return [each.token_ids.tolist() for each in completions]
 
 
 def tails(logprobs: list[list[float]], completions: list[Completion]) -> list[list[float]]:
@@ -112,7 +118,7 @@ def test_generated_logprobs_are_tempered(
     drawn = runner.run(generate())
     expected = reference(checkpoints[0], scored(drawn), getattr(torch, dtype.value), temperature)
     agree([c.logprobs for c in drawn], tails(expected, drawn), dtype)
-    assert [c.prompt_ids for c in drawn[::4]] == sequences
+    assert [c.prompt_ids.tolist() for c in drawn[::4]] == sequences
     assert len({tuple(c.token_ids) for c in drawn}) == len(drawn)
     for each in drawn:
         assert each.temperature == temperature
@@ -228,14 +234,14 @@ def test_no_kept_prefix_outlives_its_weights(qwens, runner, tmp_path):
             old, scores = await said(engine), await engine.score_tokens(prompts)
             assert await from_cache(engine) >= 128
             again = await said(engine)
-            assert [each.token_ids for each in again] == [each.token_ids for each in old]
+            assert drawn_ids(again) == drawn_ids(old)
             agree([c.logprobs for c in again], [c.logprobs for c in old], Dtype.float32)
             agree(await engine.score_tokens(prompts), scores, Dtype.float32)
             new = load_file(qwens[1] / "model.safetensors")
             await engine.receive(sender.publish(iter(new.items()), 1))
             one, other = await said(engine), await said(fresh)
-            assert [each.token_ids for each in one] == [each.token_ids for each in other]
-            assert [each.token_ids for each in one] != [each.token_ids for each in old]
+            assert drawn_ids(one) == drawn_ids(other)
+            assert drawn_ids(one) != drawn_ids(old)
             agree([c.logprobs for c in one], [c.logprobs for c in other], Dtype.float32)
             probes = await engine.score_tokens(prompts), await fresh.score_tokens(prompts)
             agree(*probes, Dtype.float32)
@@ -245,6 +251,37 @@ def test_no_kept_prefix_outlives_its_weights(qwens, runner, tmp_path):
             await fresh.shutdown()
 
     runner.run(compare())
+
+
+def test_draws_that_start_together_come_out_the_same_to_the_last_bit(engine, runner):
+    """However they arrive; what goes in circles at temperature 0.05 is cut where it is seen."""
+    group = Start(seed=3, together=1)
+
+    async def draw(number: int, temperature: float, late: bool) -> Completion:
+        await asyncio.sleep(0.003 * (number * 29 % 48) if late else 0)
+        start = group.of_draw(number, 48)
+        prompt = [4, 5 + number % 7]
+        return await engine.draw(prompt, max_tokens=160, temperature=temperature, start=start)
+
+    async def run(*, late: bool) -> list[Completion]:
+        draws = (draw(number, 0.05 if number % 4 else 1.0, late) for number in range(48))
+        done = await asyncio.gather(*draws)
+        await engine.generate([9], samples=3, max_tokens=5, temperature=1.0)  # the next differs
+        return done
+
+    one, other = runner.run(run(late=False)), runner.run(run(late=True))
+    assert [each.token_ids.tolist() for each in one] == [c.token_ids.tolist() for c in other]
+    assert [each.logprobs.tolist() for each in one] == [c.logprobs.tolist() for c in other]
+    assert [each.stop_reason for each in one] == [each.stop_reason for each in other]
+    assert len({tuple(each.token_ids) for each in one}) > 12, "seeds differ"
+    circles = [each for each in one if each.stop_reason is StopReason.repetition]
+    assert circles
+    for each in circles:
+        detector = RepetitionDetector(RULE)
+        assert detector.feed(each.token_ids)
+        assert not RepetitionDetector(RULE).feed(
+            each.token_ids[: (len(each.token_ids) - 1) // 64 * 64]
+        )
 
 
 def test_a_parked_sample_has_the_logprobs_of_each_segments_weights(
@@ -309,6 +346,70 @@ def test_a_parked_sample_has_the_logprobs_of_each_segments_weights(
     right, wrong = (torch.tensor([abs(a - b) for a, b in each]).mean() for each in (pairs, other))
     # Six runs in bfloat16 were off by 0.008 to 0.019 nats, the weights before by 0.95 to 1.1.
     assert right < 0.1 and wrong > 0.5
+
+
+def test_a_request_whose_time_is_over_gives_what_it_has_and_goes_on(
+    engine, dtype, runner, checkpoints, reference
+):
+    async def generate() -> list[Completion]:
+        settings = {"max_tokens": 150, "temperature": 1.0}
+        cut = await engine.draw([5, 6, 7], seconds=0.0, **settings)
+        begun = cut.token_ids.tolist()
+        rest = {**settings, "max_tokens": 150 - len(begun)}
+        after = await engine.draw([5, 6, 7], begun=begun, seconds=600.0, **rest)
+        return [cut, replace(after, prompt_ids=[5, 6, 7, *begun])]
+
+    drawn = runner.run(generate())
+    cut, after = drawn
+    assert 1 <= len(cut.token_ids) < 100 and cut.stop_reason is StopReason.length
+    assert len(cut.logprobs) == len(cut.versions) == len(cut.token_ids)
+    assert after.stop_reason is not StopReason.abort
+    expected = reference(checkpoints[0], scored(drawn), getattr(torch, dtype.value), 1.0)
+    agree([c.logprobs for c in drawn], tails(expected, drawn), dtype)
+
+
+def test_requests_outlive_a_sleep(engine, dtype, runner, checkpoints, reference, tmp_path):
+    """Those that ran, and one that came meanwhile; refused weights wake nobody."""
+    before = engine.version
+    weights = {before: checkpoints[0], before + 1: checkpoints[1]}
+    sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path)
+
+    async def nap() -> list[Completion]:
+        draws = [
+            asyncio.create_task(engine.draw([5, 6, i], max_tokens=200, temperature=0.8))
+            for i in range(6)
+        ]
+        await asyncio.sleep(0.05)
+        await engine.sleep()
+        draws.append(asyncio.create_task(engine.draw([7, 8], max_tokens=20, temperature=0.8)))
+        running, busy = [not each.done() for each in draws], engine.stats().busy_seconds
+        new = load_file(checkpoints[1] / "model.safetensors")
+        update = sender.publish(iter(new.items()), before + 1)
+        with pytest.raises(WeightUpdateError):
+            await engine.receive(replace(update, digests=dict.fromkeys(update.digests, "wrong")))
+        await asyncio.sleep(0.3)
+        await engine.answer()
+        assert running == [not each.done() for each in draws] and any(running[:-1])
+        assert (engine.version, engine.stats().busy_seconds) == (before, busy)
+        await engine.receive(update)
+        return await asyncio.gather(*draws)
+
+    try:
+        drawn = runner.run(nap())
+    finally:
+        sender.close()
+    assert set(drawn[-1].versions) == {before + 1}
+    assert all(list(each.versions) == sorted(each.versions) for each in drawn)
+    scores = {
+        version: tails(reference(path, scored(drawn), getattr(torch, dtype.value), 0.8), drawn)
+        for version, path in weights.items()
+    }
+    expected = [
+        [scores[version][row][place] for place, version in enumerate(each.versions)]
+        for row, each in enumerate(drawn)
+    ]
+    if dtype is Dtype.float32:
+        agree([each.logprobs for each in drawn], expected, dtype)
 
 
 def test_a_dead_core_is_an_engine_error(engine, runner):

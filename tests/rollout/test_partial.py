@@ -7,6 +7,7 @@ import pytest
 
 from rollout.episode import Completion, StopReason
 from rollout.partial import PartialRollout, Places
+from rollout.starts import Start
 
 
 class Counting:
@@ -15,7 +16,11 @@ class Counting:
     def __init__(self) -> None:
         self.version = 0
         self.requests: list[tuple[list[int], int]] = []  # prompt, with what was begun, and its most
+        self.seeds: list[int | None] = []
+        self.now = 0.0  # a step takes a second
         self._running: list[tuple[list[int], list[int], int, asyncio.Future[None]]] = []
+        self._ends: dict[int, float] = {}  # of those whose time is limited, by first token
+        asyncio.get_running_loop().time = lambda: self.now  # type: ignore[method-assign]
 
     async def draw(
         self,
@@ -25,17 +30,23 @@ class Counting:
         temperature: float,
         begun: Sequence[int] = (),
         segment: int | None = None,
+        seconds: float | None = None,
+        start: Start | None = None,
     ) -> Completion:
+        self.seeds.append(None if start is None else start.seed_after(len(begun)))
         context, most = [*prompt_ids, *begun], min(max_tokens, segment or max_tokens)
         self.requests.append((context, most))
         versions: list[int] = []
         done = asyncio.get_running_loop().create_future()
         running = (context, versions, most, done)
+        if seconds is not None:  # from the first token on, which comes with the next step
+            self._ends[context[0]] = self.now + 1 + seconds
         self._running.append(running)
         try:
             await done
         finally:
             self._running.remove(running)
+            self._ends.pop(context[0], None)
         ids = [context[-1] + 1 + i for i in range(len(versions))]
         return Completion(
             prompt_ids=list(prompt_ids),
@@ -55,9 +66,11 @@ class Counting:
         """A token for each request, and time for everyone to go on."""
         for _ in range(times):
             await settle()
+            self.now += 1
             for context, versions, most, done in list(self._running):
                 versions.append(self.version)
-                if len(versions) == most or context[-1] + len(versions) == 99:
+                late = self.now >= self._ends.get(context[0], self.now + 1)
+                if late or len(versions) == most or context[-1] + len(versions) == 99:
                     done.set_result(None)
             await settle()
 
@@ -97,9 +110,10 @@ def test_a_sample_parks_while_others_use_its_place_and_goes_on_under_the_next_ve
         assert engine.requests[-1] == ([10, *range(11, 19)], 2)
         await engine.step(2)
         drawn = await long
-        assert drawn.token_ids == list(range(11, 21)) and drawn.prompt_ids == [10]
+        assert drawn.token_ids.tolist() == list(range(11, 21))
+        assert drawn.prompt_ids.tolist() == [10]
         assert drawn.versions == [0] * 4 + [1] * 2 + [2] * 4
-        assert drawn.logprobs == [-float(i) for i in drawn.token_ids]
+        assert drawn.logprobs.tolist() == [-float(i) for i in drawn.token_ids]
         assert (drawn.stop_reason, drawn.parked) == (StopReason.length, 1)
         await engine.step(40)
         assert (await held_out).parked == 0 and len((await held_out).token_ids) == 30
@@ -160,7 +174,7 @@ def test_the_end_of_a_turn_and_the_budget_hold_across_segments() -> None:
         rollout = PartialRollout(engine, places=4, segment_tokens=3)
         ends, cut = _draw(rollout, 94, 20), _draw(rollout, 10, 7)
         await engine.step(30)
-        assert (await ends).token_ids == [95, 96, 97, 98, 99]
+        assert (await ends).token_ids.tolist() == [95, 96, 97, 98, 99]
         assert (await ends).stop_reason is StopReason.stop
         assert len((await cut).token_ids) == 7 and (await cut).stop_reason is StopReason.length
         assert [most for (first, *_), most in engine.requests if first == 10] == [3, 3, 1]
@@ -176,6 +190,113 @@ def test_without_segments_a_sample_is_one_request() -> None:
         await engine.step(20)
         assert len((await draw).token_ids) == 20
         assert engine.requests == [([10], 20)]
+
+    asyncio.run(main())
+
+
+def test_a_sample_parks_when_its_time_is_over_and_keeps_what_it_has_drawn() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=None, segment_s=4.0)
+        long, other = _draw(rollout, 10, 20), _draw(rollout, 200, 20)
+        await engine.step(4)
+        assert engine.running == [10]
+        await engine.step(1)  # the fifth token is there four seconds after the first
+        assert engine.running == [200]
+        engine.version = 1
+        rollout.new_version()
+        await engine.step(5)
+        assert engine.running == [10], "the oldest first, under the next version"
+        assert engine.requests[-1] == ([10, 11, 12, 13, 14, 15], 15)
+        await engine.step(2)
+        engine.version = 2  # in flight: what was drawn before it does not count
+        rollout.new_version()
+        await engine.step(8)
+        await engine.step(40)
+        drawn = await long
+        assert drawn.token_ids.tolist() == list(range(11, 31))
+        assert drawn.logprobs.tolist() == [-float(i) for i in range(11, 31)]
+        assert drawn.versions[:7] == [0] * 5 + [1] * 2
+        assert list(drawn.versions)[7:11] == [2] * 4 and drawn.parked >= 1
+        assert drawn.stop_reason is StopReason.length
+        assert len((await other).token_ids) == 20
+
+    asyncio.run(main())
+
+
+def test_a_version_that_arrives_begins_the_time_of_a_segment_anew() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=None, segment_s=10.0)
+        first, _ = _draw(rollout, 10, 40), _draw(rollout, 200, 40)
+        await engine.step(6)
+        engine.version = 1
+        rollout.new_version()
+        await engine.step(9)
+        assert engine.running == [10], "fifteen seconds, but nine under the version that serves"
+        await engine.step(3)
+        assert engine.running == [200]
+        first.cancel()
+
+    asyncio.run(main())
+
+
+def test_whichever_limit_comes_first_ends_a_segment() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=3, segment_s=5.0)
+        draw = _draw(rollout, 10, 8)
+        await engine.step(3)
+        assert [most for _, most in engine.requests] == [3, 3]
+        engine.now += 100  # a step that takes long
+        await engine.step(1)
+        assert [most for _, most in engine.requests] == [3, 3, 3]
+        assert engine.requests[-1][0] == [10, 11, 12, 13, 14]
+        await engine.step(9)
+        assert (await draw).parked == 0 and len((await draw).token_ids) == 8
+
+    asyncio.run(main())
+
+
+def test_held_out_samples_have_no_limit_of_time() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=None, segment_s=2.0)
+        draw, _ = _draw(rollout, 10, 20, park=False), _draw(rollout, 200, 20)
+        await engine.step(20)
+        assert len((await draw).token_ids) == 20 and engine.requests[0] == ([10], 20)
+
+    asyncio.run(main())
+
+
+def test_every_segment_has_a_seed_of_its_own() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=3)
+        start = Start(seed=4)
+        draw = asyncio.create_task(rollout.draw([10], max_tokens=8, temperature=1.0, start=start))
+        await engine.step(10)
+        await draw
+        assert engine.seeds == [start.seed_after(begun) for begun in (0, 3, 6)]
+        assert len(set(engine.seeds)) == 3
+
+    asyncio.run(main())
+
+
+def test_draws_that_start_together_wait_for_no_place_and_do_not_park() -> None:
+    async def main() -> None:
+        engine = Counting()
+        rollout = PartialRollout(engine, places=1, segment_tokens=3)
+        starts = [Start(seed=4, together=2).of_draw(number, 1) for number in (0, 1)]
+        draws = [
+            asyncio.create_task(rollout.draw([prompt], max_tokens=8, temperature=1.0, start=start))
+            for prompt, start in zip((10, 30), starts, strict=True)
+        ]
+        await engine.step(1)
+        assert engine.running == [10, 30], "else they would wait for each other for ever"
+        await engine.step(10)
+        assert [len((await draw).token_ids) for draw in draws] == [8, 8]
+        assert [most for _, most in engine.requests] == [8, 8]
 
     asyncio.run(main())
 

@@ -15,7 +15,7 @@ def compare(one, other, tolerance=0.5):
 
 def test_report_names_the_worst_token():
     report = compare([[-1.0, -2.0], [-3.0, -1.0]], [[-1.0, -2.5], [-3.0, 0.0]])
-    assert report.mean == 0.375
+    assert report.typical == 0.375
     assert report.largest == 1.0
     assert (report.worst_sequence, report.worst_token, report.tokens) == (1, 1, 4)
 
@@ -23,6 +23,15 @@ def test_report_names_the_worst_token():
 def test_difference_over_tolerance_is_stale():
     with pytest.raises(StaleWeightsError, match=r"engine 1 .* version 3 .* sequence 0, token 1"):
         compare([[-1.0, -2.0]], [[-1.0, -4.0]])
+
+
+def test_one_token_of_one_sequence_may_differ_as_where_two_experts_tie():
+    exact = [[-1.0] * 9] * 4
+    tied = [*exact[:3], [-1.0] * 8 + [-9.0]]
+    report = compare(exact, tied, tolerance=1e-6)
+    assert (report.typical, report.largest, report.worst_sequence) == (0.0, 8.0, 3)
+    with pytest.raises(StaleWeightsError, match=r"by 0\.8889 nats in a typical sequence"):
+        compare(exact, [tied[3]] * 3 + exact[:1], tolerance=1e-6)
 
 
 def test_nan_is_stale():

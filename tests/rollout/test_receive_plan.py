@@ -29,11 +29,11 @@ def test_experts_are_packed_as_vllm_packs_them(lie: str):
     raw = torch.cat(parts).view(EXPERTS, 2 * WIDTH, HIDDEN)
     expected = _custom_ops.cpu_prepack_moe_weight(raw, "vec")
     target = torch.zeros_like(raw)
-    packed_experts(target, "vec", 2)(parts)
+    packed_experts(lambda: target, "vec", 2)(parts)
     assert torch.equal(target, expected)
     assert not torch.equal(target, raw)
     target.zero_()
-    packed_experts(target, "vec", 2)([part.float() for part in parts])
+    packed_experts(lambda: target, "vec", 2)([part.float() for part in parts])
     assert torch.equal(target, expected)
 
 

@@ -40,6 +40,7 @@ from rollout.receive_segments import (
     announced,
     check_complete,
     read_update,
+    tensor_digest,
     verify,
 )
 
@@ -136,6 +137,20 @@ def plan_of(worker: Any) -> str | None:
     return None if receiver._plan is not None else "not asked for"
 
 
+def digests_of(worker: Any) -> dict[str, str]:
+    """Of every tensor that the model holds, whoever put it there."""
+    model, found = receiver_of(worker).model, {}
+    for name, module in model.named_modules():
+        held = {**vars(module), **module._parameters, **module._buffers}
+        for key, each in held.items():
+            if isinstance(each, torch.Tensor) and "cache" not in key:
+                found[f"{name}.{key}"] = tensor_digest(key, each.detach())
+        for key, each in vars(getattr(module, "impl", None) or nn.Identity()).items():
+            if isinstance(each, torch.Tensor):
+                found[f"{name}.impl.{key}"] = tensor_digest(key, each)
+    return found
+
+
 def directly(worker: Any) -> None:
     receiver = receiver_of(worker)
     receiver._plan = receiver.__dict__.get("plan", receiver._plan)
@@ -186,13 +201,33 @@ def test_the_core_ends_when_its_owner_is_killed(fresh):
 def test_update_equals_a_fresh_start(engine, fresh, dtype, checkpoints, sequences, sender, runner):
     old = runner.run(engine.score_tokens(sequences))
     assert largest(old, fresh.scores) > 1
-    if dtype is Dtype.bfloat16 and torch.cpu._is_amx_tile_supported():
-        assert runner.run(engine._llm.collective_rpc(plan_of)) == [None]
+    assert runner.run(engine._llm.collective_rpc(plan_of)) == [None]
     runner.run(engine.receive(publish(sender, checkpoints[1], dtype, 1)))
     assert largest(runner.run(engine.score_tokens(sequences)), fresh.scores) < 1e-5
     runner.run(engine.receive(publish(sender, checkpoints[0], dtype, 2)))
     assert largest(runner.run(engine.score_tokens(sequences)), old) < 1e-5
     assert engine.version == 2
+
+
+def test_a_planned_loading_leaves_what_vllms_own_reload_leaves(
+    engine, dtype, checkpoints, sequences, sender, runner
+):
+    """Every tensor to the bit; what oneDNN keeps to itself shows in log-probs alone."""
+
+    def update(number: int, folder: Path, way: Any) -> tuple[dict[str, str], list[Any]]:
+        runner.run(engine._llm.collective_rpc(way))
+        runner.run(engine.receive(publish(sender, folder, dtype, number)))
+        (found,) = runner.run(engine._llm.collective_rpc(digests_of))
+        runner.run(engine._llm.collective_rpc(directly))
+        scores = [runner.run(engine.score_tokens([each])) for each in sequences]  # one batch each
+        return found, scores
+
+    number = next(NUMBERS) * 10
+    planned, other = (update(number + i, checkpoints[1 - i], directly) for i in (0, 1))
+    assert update(number + 2, checkpoints[1], layer_by_layer) == planned
+    assert update(number + 3, checkpoints[0], directly) == other
+    assert all(planned[0][name] != other[0][name] for name in planned[0] if "w13_weight" in name)
+    assert len(planned[0]) > 20
 
 
 def test_changes_reach_a_running_engine(
@@ -291,7 +326,7 @@ def test_update_in_flight(engine, dtype, checkpoints, reference, sender, runner)
 
     across = [c for c in runner.run(generate()) if len(set(c.versions)) == 2]
     assert across
-    full = [c.prompt_ids + c.token_ids for c in across]
+    full = [[*c.prompt_ids.tolist(), *c.token_ids.tolist()] for c in across]
     new = runner.run(engine.score_tokens(full))
     old = reference(checkpoints[0], full, getattr(torch, dtype.value), 1.0)
     mean = default_tolerance(dtype)

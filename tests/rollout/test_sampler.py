@@ -23,6 +23,7 @@ from rollout.episode import Completion, StopReason
 from rollout.errors import EngineError
 from rollout.render import Renderer
 from rollout.sampler import GroupAborted, GroupSampler, Rubrics
+from rollout.starts import Start
 
 TASK = Task(
     id="t/0",
@@ -63,11 +64,19 @@ class Canned:
     ) -> None:
         self._texts, self._stop = list(texts), stop
         self._seconds_a_letter = seconds_a_letter
+        self.starts: list[Start | None] = []
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        park: bool = True,
+        start: Start | None = None,
     ) -> Completion:
         self.park = park
+        self.starts.append(start)
         text = self._texts.pop(0)
         await asyncio.sleep(self._seconds_a_letter * len(text))
         ids = [*text.encode(), 0]
@@ -103,8 +112,10 @@ def test_a_group_from_prompt_to_score() -> None:
     assert group.task is TASK
     assert [episode.score.total for episode in group.episodes] == [1.0, 0.0, -0.5]
     first, _, cut = group.episodes
-    assert first.completion.prompt_ids == list(b"2+3=") and first.completion.temperature == 0.8
-    assert first.completion.token_ids == [*rb"\boxed{5}", 0]
+    assert first.completion.prompt_ids.tolist() == list(b"2+3=")
+    assert first.completion.token_ids.tolist() == [*rb"\boxed{5}", 0]
+    assert first.completion.temperature == 0.8
+    assert len({id(e.completion.prompt_ids) for e in group.episodes}) == 1, "it travels once"
     assert first.transcript == Transcript(
         messages=(*TASK.messages, Message(role="assistant", content=r"\boxed{5}")),
         response=r"\boxed{5}",
@@ -112,6 +123,15 @@ def test_a_group_from_prompt_to_score() -> None:
         truncated=False,
     )
     assert (cut.transcript.truncated, cut.transcript.response_tokens) == (True, 12)
+
+
+def test_every_draw_of_a_group_begins_with_its_own_start() -> None:
+    engine, start = Canned("a", "b", "c"), Start(seed=5, place=1, together=2)
+    asyncio.run(
+        GroupSampler(Bytes(), engine, Local()).sample(TASK, samples=3, temperature=1.0, start=start)
+    )
+    assert engine.starts == [start.of_draw(number, 3) for number in range(3)]
+    assert [each.place for each in engine.starts if each] == [3, 4, 5]
 
 
 def test_an_aborted_completion_leaves_no_group() -> None:
@@ -285,7 +305,13 @@ class Prompts:
         self.seen: list[list[int]] = []
 
     async def draw(
-        self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, park: bool = True
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        park: bool = True,
+        start: Start | None = None,
     ) -> Completion:
         self.seen.append(list(prompt_ids))
         return Completion(

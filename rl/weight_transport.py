@@ -1,0 +1,274 @@
+"""The way of a published version from the hosts of the learner's shards to those of the engines.
+
+Engines map what lies on their host. What lies on another host comes over once for all engines of a
+host, between two relays (`rl.weight_relay`): processes that nothing else depends on. A group of
+relays is one host of shards and all hosts that lack what it published. If one of them is lost the
+group is over; the others meet anew at once, and the one that takes its place after them.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model.send_weights import WeightUpdate, merged
+from rl.config import Transport
+from rl.errors import PartLost
+from rl.part import Part, within
+from rl.supervision import Restarts
+from rl.weight_link import CPU, CUDA, LIMIT_S, MEET_S, Meeting
+from rollout.errors import WeightUpdateError
+
+ATTEMPTS = 4  # to bring one version to a host
+BYTES_PER_S = 20 << 20  # less counts as hung, as in `rollout.receive_update`
+ANSWER_S = 60.0  # for what takes no time
+
+StartRelay = Callable[[str], Awaitable[Part]]
+"""Starts a relay on a host. Raises PartLost if the host is not there."""
+HostOf = Callable[[Part], Awaitable[str]]
+Key = tuple[str, str]
+"""What a relay does, "from" or "to", and its host."""
+Arrivals = dict[str, asyncio.Future[list[str]]]
+"""The files of an update, by the host that they come to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Relays that meet, or have met."""
+
+    meeting: Meeting
+    sender: Part
+    receivers: dict[str, Part]  # by host, in the order of their ranks
+
+
+class WeightTransport:
+    """Brings versions to hosts; every wait has an end."""
+
+    def __init__(
+        self,
+        kind: Transport,
+        sources: Sequence[str],
+        *,
+        start: StartRelay,
+        host_of: HostOf,
+        restarts: Restarts,
+    ) -> None:
+        """Use one way for all.
+
+        Args:
+            kind: which way.
+            sources: the host of every shard, by rank.
+            start: makes a relay on a host.
+            host_of: tells where an engine lives.
+            restarts: counts the relays that are lost.
+        """
+        self._kind, self._sources, self._host_of = kind, list(sources), host_of
+        self._start, self._restarts = start, restarts
+        self._relays: dict[Key, Part] = {}
+        self._lost_at: dict[Key, float] = {}
+        self._groups: dict[str, _Group] = {}  # by sending host
+        self._locks: dict[Key, asyncio.Lock] = {}  # two do not start the same relay
+
+    @property
+    def relays(self) -> dict[str, Part]:
+        """Those that are there, by name."""
+        return {_name(key): relay for key, relay in self._relays.items()}
+
+    async def begin(self, updates: Sequence[WeightUpdate], parts: Sequence[Part]) -> "Delivery":
+        """A version on its way.
+
+        Args:
+            updates: what each shard has published, by rank.
+            parts: the rollout workers that are there; others may ask for it later.
+        """
+        by_host: dict[str, list[WeightUpdate]] = {}
+        for host, update in zip(self._sources, updates, strict=True):
+            by_host.setdefault(host, []).append(update)
+        asked = (self.host_of(part) for part in parts)
+        hosts = await asyncio.gather(*asked, return_exceptions=True)
+        there = {host for host in hosts if not isinstance(host, BaseException)}
+        return Delivery(self, {host: merged(some) for host, some in by_host.items()}, there)
+
+    async def host_of(self, part: Part) -> str:
+        """The host of an engine. Raises PartLost."""
+        return await within(ANSWER_S, "rollout worker", self._host_of(part))
+
+    def apart(self, source: str, host: str) -> bool:
+        """Whether what lies on `source` has to be sent to engines on `host`."""
+        if self._kind is Transport.auto:
+            return source != host
+        return self._kind is Transport.broadcast
+
+    async def carry(self, source: str, update: WeightUpdate, arrivals: Arrivals) -> None:
+        """Bring what lies on `source` to every host of `arrivals`, whose futures tell the rest."""
+        why = ""
+        try:
+            for _ in range(ATTEMPTS):
+                left = [host for host, arrival in arrivals.items() if not arrival.done()]
+                # What has to be started first, maybe on a host that is gone, does not hold up
+                # those that can take it now.
+                ready = [host for host in left if ("to", host) in self._relays]
+                if not left:
+                    break
+                why = await self._attempt(source, update, ready or left, arrivals) or why
+        except BaseException as error:
+            _fail(arrivals, error)
+            raise
+        for host in arrivals:
+            lost = PartLost(f"the way of weights to host {host[:8]}", why)
+            _fail({host: arrivals[host]}, lost)
+
+    async def _attempt(
+        self, source: str, update: WeightUpdate, hosts: Sequence[str], arrivals: Arrivals
+    ) -> str:
+        """Send once; returns what went wrong, if anything. Raises CrashLoop."""
+        try:
+            group = await self._group(source, hosts)
+        except PartLost as lost:
+            return str(lost)
+        limit = MEET_S + 2 * LIMIT_S + update.num_bytes / BYTES_PER_S
+        receiving = [
+            self._ask(limit, ("to", host), "receive", source, group.meeting, rank)
+            for rank, host in enumerate(group.receivers, 1)
+        ]
+        sent, *arrived = await asyncio.gather(
+            self._ask(limit, ("from", source), "send", group.meeting, update),
+            *receiving,
+            return_exceptions=True,
+        )
+        for host, files in zip(group.receivers, arrived, strict=True):
+            if not isinstance(files, BaseException):
+                arrivals[host].set_result(files)
+        errors = [each for each in (sent, *arrived) if isinstance(each, BaseException)]
+        if errors:
+            self._groups.pop(source, None)
+        for error in errors:
+            if not isinstance(error, PartLost | WeightUpdateError):
+                raise error
+        return "; ".join(map(str, errors))
+
+    async def _group(self, source: str, hosts: Sequence[str]) -> _Group:
+        """Relays on `source` and on those of `hosts` where one can be started.
+
+        Raises:
+            PartLost: there is none on `source`, or on any of `hosts`.
+        """
+        sender = await self._relay(("from", source))
+        starts = (self._relay(("to", host)) for host in hosts)
+        relays = await asyncio.gather(*starts, return_exceptions=True)
+        receivers = {
+            host: relay
+            for host, relay in zip(hosts, relays, strict=True)
+            if not isinstance(relay, BaseException)
+        }
+        for error in relays:
+            if isinstance(error, BaseException) and not (receivers and isinstance(error, PartLost)):
+                raise error
+        known = self._groups.get(source)
+        if known is not None and (known.sender, known.receivers) == (sender, receivers):
+            return known
+        keys = [("from", source), *(("to", host) for host in receivers)]
+        kinds = await asyncio.gather(*(self._ask(ANSWER_S, key, "device") for key in keys))
+        address, port = await self._ask(ANSWER_S, ("from", source), "listen")
+        device = CUDA if set(kinds) == {CUDA} else CPU
+        meeting = Meeting(address=address, port=port, size=len(keys), device=device)
+        group = _Group(meeting=meeting, sender=sender, receivers=receivers)
+        self._groups[source] = group
+        return group
+
+    async def _relay(self, key: Key) -> Part:
+        """A relay, started if there is none. Raises PartLost."""
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if key not in self._relays:
+                self._relays[key] = await self._start(key[1])
+                if (since := self._lost_at.pop(key, None)) is not None:
+                    self._restarts.back(_name(key), time.monotonic() - since)
+            return self._relays[key]
+
+    async def _ask(self, limit: float, key: Key, method: str, *args: Any) -> Any:
+        """The answer of a relay that is there.
+
+        Raises:
+            PartLost: it is gone now.
+            CrashLoop: it was lost too often.
+        """
+        relay = self._relays.get(key)
+        if relay is None:
+            raise PartLost(_name(key), "it is gone")
+        try:
+            return await within(limit, _name(key), relay.call(method, *args))
+        except PartLost as error:
+            if self._relays.get(key) is relay:
+                del self._relays[key]
+                relay.kill()
+                self._lost_at[key] = time.monotonic()
+                self._restarts.lost(_name(key), error.why)
+            raise
+
+
+class Delivery:
+    """One version: it comes to the hosts of engines when the first of them asks."""
+
+    def __init__(
+        self, transport: WeightTransport, updates: dict[str, WeightUpdate], hosts: set[str]
+    ) -> None:
+        """Bring `updates`, by the host where they lie, to `hosts` together, to others later."""
+        self._transport, self._updates, self._hosts = transport, updates, hosts
+        self._arrivals: dict[str, Arrivals] = {source: {} for source in updates}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def at(self, part: Part) -> WeightUpdate:
+        """The whole update as it lies on the host of an engine.
+
+        Raises:
+            PartLost: the engine is gone, or its host cannot be reached.
+            CrashLoop: a relay was lost too often.
+        """
+        host = await self._transport.host_of(part)
+        return merged(await asyncio.gather(*(self._from(source, host) for source in self._updates)))
+
+    async def _from(self, source: str, host: str) -> WeightUpdate:
+        update = self._updates[source]
+        if not self._transport.apart(source, host):
+            return update
+        arrivals = self._arrivals[source]
+        if host not in arrivals or _failed(arrivals[host]):
+            self._send(source, host)
+        files = await asyncio.shield(arrivals[host])
+        return replace(update, files=files, changes=None)
+
+    def _send(self, source: str, host: str) -> None:
+        """Begin to bring the update to `host`, and with it to all that nobody has asked for yet."""
+        known = self._arrivals[source]
+        wanted = {h for h in self._hosts if h not in known and self._transport.apart(source, h)}
+        loop = asyncio.get_running_loop()
+        new: Arrivals = {each: loop.create_future() for each in sorted(wanted | {host})}
+        known |= new
+        task = asyncio.create_task(self._transport.carry(source, self._updates[source], new))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told by the arrivals
+
+
+def _failed(arrival: asyncio.Future[list[str]]) -> bool:
+    return arrival.done() and (arrival.cancelled() or arrival.exception() is not None)
+
+
+def _fail(arrivals: Arrivals, error: BaseException) -> None:
+    for arrival in arrivals.values():
+        if not arrival.done():
+            if isinstance(error, asyncio.CancelledError):
+                arrival.cancel()
+                continue
+            arrival.set_exception(error)
+            arrival.exception()  # nobody may be left who asks
+
+
+def _name(key: Key) -> str:
+    role, host = key
+    return f"weights relay {role} host {host[:8]}"

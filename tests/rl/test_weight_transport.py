@@ -1,0 +1,354 @@
+"""Which way published weights take to which host, and what happens when hosts or relays go."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from model.send_weights import WeightUpdate
+from rl.config import Transport
+from rl.errors import CrashLoop, PartLost
+from rl.part import Part
+from rl.rollout_seats import Offer, RemoteRollouts
+from rl.supervision import Restarts
+from rl.weight_link import Meeting
+from rl.weight_transport import WeightTransport
+from rollout.errors import WeightUpdateError
+
+Simulate = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+class Engine:
+    """A rollout worker: all that matters is where it lives."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    async def call(self, method: str, *args: Any) -> Any:
+        raise AssertionError(method)
+
+    def kill(self) -> None:
+        pass
+
+
+@dataclass(eq=False)
+class Relay:
+    """A relay that meets others in the network's dict instead of through sockets."""
+
+    network: "Network"
+    host: str
+    held: list[int] = field(default_factory=list)
+    dies_at: int | None = None  # the version
+    hangs_at: int | None = None
+    killed: bool = False
+
+    async def call(self, method: str, *args: Any) -> Any:
+        await asyncio.sleep(0.001)
+        if self.host in self.network.gone or self.killed:
+            raise PartLost(self.host, "killed")
+        match method:
+            case "device":
+                return "cpu"
+            case "listen":
+                self.network.ports += 1
+                return self.host, self.network.ports
+            case "send":
+                return await self._meet(args[0], args[1])
+            case "receive":
+                version = await self._meet(args[1], None)
+                self.held.append(version)
+                return [f"{self.host}/from {args[0]}/{version}"]
+
+    def kill(self) -> None:
+        self.killed = True
+
+    async def _meet(self, meeting: Meeting, update: WeightUpdate | None) -> int:
+        """The version, once all members are there; an error for all if one of them dies."""
+        room = self.network.rooms.setdefault(meeting.port, Room())
+        room.members += 1
+        if update is not None:
+            room.version = update.version
+        if room.members == meeting.size:
+            room.members, room.full = 0, room.full + 1
+            self.network.groups.append((meeting.port, meeting.size))
+        turn = room.full + bool(room.members)
+        while room.full < turn:
+            if room.broken or await self._trouble(room):
+                room.broken = True
+                raise WeightUpdateError("a member is gone")
+            await asyncio.sleep(0.001)
+        if await self._trouble(room):
+            room.broken = True
+        await asyncio.sleep(0.002)
+        if self.killed:
+            raise PartLost(self.host, "killed")
+        if room.broken:
+            raise WeightUpdateError("a member is gone")
+        return room.version
+
+    async def _trouble(self, room: "Room") -> bool:
+        if self.dies_at is not None and room.version == self.dies_at:
+            self.killed = True
+        if self.hangs_at is not None and room.version == self.hangs_at:
+            await asyncio.sleep(1e6)
+        return self.killed
+
+
+@dataclass
+class Room:
+    """Where one group meets."""
+
+    members: int = 0
+    full: int = 0
+    version: int = 0
+    broken: bool = False
+
+
+class Network:
+    """Hosts, and what was sent between them."""
+
+    def __init__(self, *sources: str, kind: Transport = Transport.auto, most: int = 3) -> None:
+        self.rooms: dict[int, Room] = {}
+        self.groups: list[tuple[int, int]] = []  # port and size of every transfer
+        self.ports = 0
+        self.gone: set[str] = set()
+        self.relays: list[Relay] = []
+        self.said: list[str] = []
+        self.restarts = Restarts(self.said.append, most=most)
+        self.sources = sources
+        self.prepare: Callable[[Relay], None] = lambda relay: None
+        self.transport = WeightTransport(
+            kind,
+            sources,
+            start=self._start,
+            host_of=self._host_of,
+            restarts=self.restarts,
+        )
+
+    async def _start(self, host: str) -> Part:
+        await asyncio.sleep(0.01)
+        if host in self.gone:
+            raise PartLost(host, "the cluster does not have it any more")
+        relay = Relay(self, host)
+        self.prepare(relay)
+        self.relays.append(relay)
+        return relay
+
+    async def _host_of(self, part: Any) -> str:
+        return part.host
+
+    async def begin(self, version: int, engines: list[Engine]) -> Callable[[Part], Awaitable[Any]]:
+        updates = [_update(shard, version) for shard in range(len(self.sources))]
+        delivery = await self.transport.begin(updates, engines)
+        return delivery.at
+
+
+def _update(shard: int, version: int) -> WeightUpdate:
+    return WeightUpdate(
+        version=version,
+        files=[f"shard {shard}/{version}"],
+        digests={f"tensor {shard}": "d"},
+        num_bytes=10,
+    )
+
+
+async def _files(at: Callable[[Part], Awaitable[WeightUpdate]], engines: list[Engine]) -> Any:
+    """Where the update lies for each engine, or what was raised."""
+    found = await asyncio.gather(*(at(engine) for engine in engines), return_exceptions=True)
+    return [each if isinstance(each, BaseException) else each.files for each in found]
+
+
+def test_engines_map_what_lies_on_their_host_and_get_the_rest_from_relays(
+    simulate: Simulate,
+) -> None:
+    async def main() -> None:
+        network = Network("a", "b")
+        engines = [Engine(host) for host in ("a", "b", "c", "c")]
+        for version in (1, 2):
+            at = await network.begin(version, engines)
+            there = [f"c/from a/{version}", f"c/from b/{version}"]
+            assert await _files(at, engines) == [
+                [f"shard 0/{version}", f"a/from b/{version}"],
+                [f"b/from a/{version}", f"shard 1/{version}"],
+                there,
+                there,
+            ]
+        # Two groups, of one sending host and the two others each; they meet once.
+        assert sorted(network.groups) == [(1, 3), (1, 3), (2, 3), (2, 3)]
+        update = await at(engines[2])
+        assert update.digests == {"tensor 0": "d", "tensor 1": "d"}
+
+    simulate(main())
+
+
+def test_on_one_host_nothing_is_sent_unless_it_is_asked_for(simulate: Simulate) -> None:
+    async def main() -> None:
+        for kind, files in (
+            (Transport.auto, ["shard 0/1", "shard 1/1"]),
+            (Transport.shared_memory, ["shard 0/1", "shard 1/1"]),
+            (Transport.broadcast, ["a/from a/1"]),
+        ):
+            network = Network("a", "a", kind=kind)
+            assert await _files(await network.begin(1, [Engine("a")]), [Engine("a")]) == [files]
+            assert len(network.groups) == (kind is Transport.broadcast)
+
+    simulate(main())
+
+
+def test_a_host_that_comes_later_gets_the_version_alone(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engines = Network("a"), [Engine("b")]
+        at = await network.begin(5, engines)
+        await _files(at, engines)
+        assert await _files(at, [Engine("c"), Engine("c")]) == [["c/from a/5"]] * 2
+        assert [size for _, size in network.groups] == [2, 2]
+        at = await network.begin(6, [*engines, Engine("c")])
+        await _files(at, engines)
+        assert [size for _, size in network.groups] == [2, 2, 3]
+
+    simulate(main())
+
+
+def test_a_killed_relay_is_replaced_after_the_others_have_the_version(
+    simulate: Simulate,
+) -> None:
+    async def main() -> None:
+        network = Network("a")
+        engines = [Engine(host) for host in "bcd"]
+        await _files(await network.begin(1, engines), engines)
+        victim = next(relay for relay in network.relays if relay.host == "c")
+        victim.dies_at = 2
+        at = await network.begin(2, engines)
+        done: list[str] = []
+
+        async def one(engine: Engine) -> Any:
+            files = (await at(engine)).files
+            done.append(engine.host)
+            return files
+
+        found = await asyncio.gather(*map(one, engines))
+        assert found == [["b/from a/2"], ["c/from a/2"], ["d/from a/2"]]
+        assert done[-1] == "c"
+        assert [size for _, size in network.groups] == [4, 4, 3, 2]
+        assert network.restarts.counts == {"weights relay to host c": 1}
+        assert "weights relay to host c is back" in network.said[-1]
+        await _files(await network.begin(3, engines), engines)
+        assert network.groups[-1][1] == 4
+
+    simulate(main())
+
+
+def test_a_sending_relay_that_hangs_is_replaced(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engines = Network("a"), [Engine("b"), Engine("c")]
+        await _files(await network.begin(1, engines), engines)
+        (sender,) = (relay for relay in network.relays if relay.host == "a")
+        sender.hangs_at = 2
+        at = await network.begin(2, engines)
+        assert await _files(at, engines) == [["b/from a/2"], ["c/from a/2"]]
+        assert sender.killed
+        assert network.restarts.counts["weights relay from host a"] == 1
+
+    simulate(main())
+
+
+def test_engines_on_a_host_that_is_gone_are_told_and_the_others_go_on(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engines = Network("a"), [Engine("b"), Engine("c"), Engine("a")]
+        await _files(await network.begin(1, engines), engines)
+        network.gone.add("c")
+        at = await network.begin(2, engines)
+        first, second, third = await _files(at, engines)
+        assert (first, third) == (["b/from a/2"], ["shard 0/2"])
+        assert isinstance(second, PartLost) and "does not have it any more" in str(second)
+        # The next engine that asks there makes another attempt.
+        network.gone.clear()
+        assert await _files(at, [engines[1]]) == [["c/from a/2"]]
+
+    simulate(main())
+
+
+def test_a_relay_that_dies_at_every_attempt_is_a_crash_loop(simulate: Simulate) -> None:
+    async def main() -> None:
+        network = Network("a", most=1)
+
+        def doomed(relay: Relay) -> None:
+            relay.dies_at = 1 if relay.host == "b" else None
+
+        network.prepare = doomed
+        (found,) = await _files(await network.begin(1, [Engine("b")]), [Engine("b")])
+        assert isinstance(found, CrashLoop)
+
+    simulate(main())
+
+
+class Worker(Engine):
+    """A rollout worker that remembers what it was told to take."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.took: list[list[str]] = []
+
+    async def call(self, method: str, *args: Any) -> Any:
+        await asyncio.sleep(0)
+        if method == "receive":
+            self.took.append(args[0].files)
+            return [[0.0]]
+
+    def kill(self) -> None:
+        self.took.append(["killed"])
+
+
+def test_a_worker_whose_host_cannot_be_reached_is_started_elsewhere(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, near, far, again = Network("a"), Worker("a"), Worker("b"), Worker("a")
+
+        async def start(index: int, number: int) -> Part:
+            return again
+
+        rollouts = RemoteRollouts([near, far], start, network.restarts, timeout_s=1e9)
+
+        async def serve(version: int) -> int:
+            async def offer() -> Offer:
+                return Offer(
+                    update=_update(0, version),
+                    at=await network.begin(version, [near, far]),
+                    probe=[[1, 2]],
+                    logprobs=[[0.0]],
+                    tolerance=0.1,
+                )
+
+            return len(await rollouts.serve(offer))
+
+        assert await serve(1) == 2
+        network.gone.add("b")
+        assert await serve(2) == 1
+        while again not in rollouts.workers:
+            await asyncio.sleep(0.1)
+        assert near.took == [["shard 0/1"], ["shard 0/2"]]
+        assert far.took == [["b/from a/1"], ["killed"]]
+        assert again.took == [["shard 0/2"]]
+        assert network.restarts.counts["rollout worker 1"] == 1
+        await rollouts.close()
+
+    simulate(main())
+
+
+def test_a_version_that_is_refused_everywhere_does_not_come(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engine = Network("a"), Engine("b")
+
+        async def refuse(meeting: Meeting, update: object) -> int:
+            raise WeightUpdateError("wrong bytes")
+
+        def refusing(relay: Relay) -> None:
+            relay._meet = refuse  # type: ignore[method-assign]
+
+        network.prepare = refusing
+        at = await network.begin(1, [engine])
+        with pytest.raises(PartLost, match="the way of weights to host b was lost: wrong bytes"):
+            await at(engine)
+
+    simulate(main())
