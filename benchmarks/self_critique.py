@@ -149,8 +149,8 @@ def draw(results: Sequence[Result]) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     for kind, colour in COLOURS.items():
-        axes[0].plot([], [], color=colour, label=f"calibration {kind}")
-    axes[0].legend(fontsize=9)
+        axes[1].plot([], [], color=colour, label=f"calibration {kind}")
+    axes[1].legend(fontsize=9, loc="upper left")
     figure.savefig(PICTURE, dpi=100)
     plt.close(figure)
 

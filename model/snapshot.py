@@ -5,7 +5,8 @@
 
 A copy costs as much host memory as the files that are made of it: at most 4 bytes for each element
 of the weights that the shard writes, and what it holds of the optimiser's state (4 to 12 bytes for
-each element that it updates). The memory is taken at the first checkpoint and kept for the next.
+each element that it updates); what stays free at the end of blocks can be as much again. The memory
+is taken at the first checkpoint and kept for the next.
 """
 
 from collections.abc import Callable

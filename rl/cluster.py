@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorUnavailableError,
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
 
 RESTART_S = 120.0  # a new process imports sympy: 2 s, or many on a busy machine
 RESERVE_S = 120.0  # for those who have the GPUs to leave
+RESERVE_LOOK_S = 1.0
 MOST_CALLS = 100_000  # to one rollout worker at a time; Ray would let a health call wait at 1,000
-MOST_GROUPS = 64  # that one relay takes part in at a time: a thread each
 DEAD = (
     RayActorError,
     ActorUnschedulableError,
@@ -99,6 +100,8 @@ def connect(config: ClusterConfig) -> None:
         ray.init(
             address="local",  # else it would join one that somebody has started on this machine
             num_cpus=max(os.cpu_count() or 1, config.rollout_workers + 4),
+            # Ray counts GPUs also where nothing that is installed computes on them.
+            num_gpus=None if torch.backends.cuda.is_built() else 0,
             include_dashboard=port is not None,
             dashboard_port=port,
             object_store_memory=256 << 20,
@@ -177,7 +180,7 @@ async def reserve(count: int, *, share: float = 1.0) -> Reserved | None:
     if there == 0:
         return None
     group = placement_group([{"GPU": 1}] * count, strategy="PACK")
-    if there < count or not await asyncio.to_thread(group.wait, RESERVE_S):
+    if there < count or not await _given(group):
         remove_placement_group(group)
         raise BadInput(f"{count} GPUs are needed; the cluster has {there}, or others use them")
     nodes = placement_group_table(group)["bundles_to_node_id"]
@@ -190,6 +193,18 @@ async def reserve(count: int, *, share: float = 1.0) -> Reserved | None:
         ),
         share=share,
     )
+
+
+async def _given(group: Any) -> bool:
+    """Whether a placement group gets its GPUs in time.
+
+    Asked again and again: a run that is stopped meanwhile could not end before the thread does.
+    """
+    deadline = time.monotonic() + RESERVE_S
+    while not await asyncio.to_thread(group.wait, RESERVE_LOOK_S):
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def _head_address() -> tuple[str, int]:
@@ -351,12 +366,13 @@ class Cluster:
         if host not in nodes:
             raise PartLost(f"host {host[:8]}", "the cluster does not have it any more")
         address = nodes[host]["NodeManagerAddress"]
+        assert self._transport is not None  # it asks
         relay = Actor(
             f"weights relay on {address}",
             WeightRelay,
             address,
             self._config.weights.delta,
-            max_concurrency=MOST_GROUPS,
+            max_concurrency=self._transport.most_calls,  # a thread each
             scheduling_strategy=NodeAffinitySchedulingStrategy(host, soft=False),
         )
         try:
@@ -441,12 +457,15 @@ class Cluster:
         self._reward_watch.stop()
         if self._head_watch is not None:
             self._head_watch.cancel()
+        if self._rollouts is not None:
+            await self._rollouts.close()
+        if self._transport is not None:
+            await self._transport.close()
         farewells = [farewell(judge, "close") for judge in self._judges]
         farewells += [farewell(shard, "close") for shard in self._learners]
         relays = self._transport.relays.values() if self._transport is not None else ()
         farewells += [farewell(relay, "close") for relay in relays]
         if self._rollouts is not None:  # only started engines have anything to put away
-            await self._rollouts.close()
             farewells += [farewell(worker, "shutdown") for worker in self._rollouts.workers]
         if farewells:
             await asyncio.wait([asyncio.create_task(each) for each in farewells], timeout=20)

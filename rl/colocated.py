@@ -1,6 +1,6 @@
 """The learner on the engines' devices: one of them is there, the other sleeps (k2-spec 6.1).
 
-The loop knows nothing of it. A call that needs the learner's devices begins its turn: the engines
+The loop takes no part in it. A call that needs the learner's devices begins its turn: the engines
 leave, the state comes from host memory. Weights that are published end it: the state leaves, and
 the engines wake with the new version.
 """
@@ -67,6 +67,9 @@ class ColocatedLearner(RemoteLearner):
             await self._come()
             try:
                 return await super().call_all(method, *args)
+            except asyncio.CancelledError:
+                interrupted = False  # the run ends: nobody goes on
+                raise
             finally:
                 if interrupted and method == "save":
                     await self._go()

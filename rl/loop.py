@@ -21,7 +21,7 @@ from typing import Protocol
 from rewards.task import Task
 from rl.batch import Batch, pack
 from rl.buffer import Admission, GroupBuffer
-from rl.config import TrainConfig
+from rl.config import Placement, TrainConfig
 from rl.curriculum import temperature_at
 from rl.errors import RunFailed
 from rl.journal import Journal, JournalState
@@ -130,6 +130,9 @@ class Loop:
         self._course = course
         self._measuring: asyncio.Task[Mapping[str, float]] | None = None
         self._start = start
+        # A checkpoint has colocated engines sleep: what that cuts in two comes out otherwise.
+        colocated = config.cluster.placement is Placement.colocated
+        self._step_first = colocated and not config.rollout.max_staleness
         size = config.rollout.groups_per_step
         self._buffer = GroupBuffer(
             config.rollout,
@@ -203,7 +206,8 @@ class Loop:
             metrics |= await self._measured(parts, step)
             metrics |= await self._update(step, minibatches)
             metrics |= await self._policy.publish(step + 1)
-            await self._buffer.published(step + 1)
+            if not self._step_first:
+                await self._buffer.published(step + 1)
             now, busy_now = clock(), await self._rollouts.busy_seconds()
             tokens = sum(len(e.completion.token_ids) for g in groups for e in g.episodes)
             metrics |= {
@@ -220,6 +224,8 @@ class Loop:
             last, busy = now, busy_now
             journal = self._buffer.journal_state
             await on_step(Step(number=step + 1, groups=groups, metrics=metrics, journal=journal))
+            if self._step_first:
+                await self._buffer.published(step + 1)
 
     def _staleness(self, step: int, minibatches: Sequence[Batch]) -> dict[str, float]:
         """How old the tokens in the loss are.

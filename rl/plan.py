@@ -126,7 +126,7 @@ def _problems(
     if engine.cached_tokens < length:
         yield Problem(part="cache", needed=length, there=engine.cached_tokens)
     if hardware.unified:
-        both = shards * (learner.total + learner.host) + learner.shared
+        both = shards * (learner.total + learner.host) + learner.shared + learner.snapshot
         each = config.engine.tensor_parallel_size * engine.total + engine.shared
         both += config.cluster.rollout_workers * each
         if both > hardware.memory_bytes:
@@ -138,7 +138,7 @@ def _problems(
         yield Problem(part="engine", needed=engine.total, there=hardware.memory_bytes)
     here = hardware.devices_per_node
     hosts = (
-        (learner.host + learner.away) * min(shards, here) + learner.shared,
+        (learner.host + learner.away) * min(shards, here) + learner.shared + learner.snapshot,
         engine.shared * max(1, here // config.engine.tensor_parallel_size),
     )
     needed = sum(hosts) if takes_turns(config, hardware) else max(hosts)

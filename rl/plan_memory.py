@@ -40,6 +40,7 @@ class LearnerMemory:
     host: int  # of the node's memory, for offloaded state and its gradients
     away: int  # of the node's memory, for all the rest in the engines' turn
     shared: int  # of the node's memory, by all its ranks: versions of the weights for the engines
+    snapshot: int  # of the node's memory, by all its ranks: what a checkpoint is written from
 
     @property
     def total(self) -> int:
@@ -128,6 +129,7 @@ def learner_memory(
         away=on_device + gradients + optimizer + buckets if turns else 0,
         host=waiting + (state if parallel.offload is Offload.cpu else 0),
         shared=shared_bytes(config, weights, hardware),
+        snapshot=snapshot_bytes(config, weights, hardware),
     )
 
 
@@ -136,11 +138,30 @@ def shared_bytes(config: TrainConfig, weights: Sequence[Weight], hardware: Hardw
 
     With delta, what changed between them lies beside them: as much again, at the most.
     """
-    parallel = config.parallel
-    ranks = parallel.shards if hardware.unified else hardware.devices_per_node
     versions = 3 if config.weights.delta else 2
-    elements = published_elements(weights, parallel, ranks)
+    elements = published_elements(weights, config.parallel, _ranks(config, hardware))
     return versions * elements * number_bytes(config.engine.dtype)
+
+
+def snapshot_bytes(config: TrainConfig, weights: Sequence[Weight], hardware: Hardware) -> int:
+    """Of the fullest learner node: its shards' copies for a checkpoint (`model.snapshot`).
+
+    Weights of less than float32 are copied a second time, as the optimiser has them. State that
+    lies on a disk is written from there.
+    """
+    parallel, ranks = config.parallel, _ranks(config, hardware)
+    written = published_elements(weights, parallel, ranks) * number_bytes(parallel.weights)
+    if parallel.offload is Offload.nvme:
+        return written
+    mine = owned_elements(weights, parallel)
+    narrow = parallel.weights is not Precision.float32
+    state = FLOAT32 * ((1 + narrow) * sum(mine.values()) + mine[Role.adamw])
+    return written + min(ranks, parallel.shards) * state
+
+
+def _ranks(config: TrainConfig, hardware: Hardware) -> int:
+    """Learner ranks that a node has room for."""
+    return config.parallel.shards if hardware.unified else hardware.devices_per_node
 
 
 def published_elements(weights: Sequence[Weight], parallel: ParallelConfig, ranks: int) -> int:

@@ -91,6 +91,7 @@ def _learner(plan: Plan) -> Table:
         ("host, offloaded state", memory.host),
         ("host, the rest in the engines' turn", memory.away),
         ("host, all its devices: weights for engines", memory.shared),
+        ("host, all its devices: copy of a checkpoint", memory.snapshot),
     ]
     return _rows("Learner device, memory", ((name, _gb(size)) for name, size in rows))
 

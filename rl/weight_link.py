@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
+from rollout.errors import WeightUpdateError
+
 PIECE = 1 << 26  # bytes of one broadcast
 IN_FLIGHT = 2  # pieces: one is on its way while the next is brought to the device, or off it
 MEET_S = 30.0  # for all to come: they are started before
@@ -24,6 +26,10 @@ CPU, CUDA = "cpu", "cuda"
 
 class LinkError(RuntimeError):
     """A member of the group is gone or silent: the group is of no more use."""
+
+
+class GroupOver(WeightUpdateError):
+    """An update did not come because its group broke, maybe through another member."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

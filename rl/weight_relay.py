@@ -13,7 +13,7 @@ from torch.distributed import TCPStore
 from model.send_broadcast import Broadcaster
 from model.send_weights import WeightUpdate
 from rl.timeline import Span
-from rl.weight_link import Link, LinkError, Meeting, device, listen
+from rl.weight_link import GroupOver, Link, LinkError, Meeting, device, listen
 from rl.worker_spans import SpanLog
 from rollout.errors import WeightUpdateError
 from rollout.receive_broadcast import Inbox
@@ -83,7 +83,9 @@ class WeightRelay:
             except BaseException as error:
                 if (link := self._links.pop(source, None)) is not None:
                     link.close()
-                if isinstance(error, LinkError | OSError):
+                if isinstance(error, LinkError):
+                    raise GroupOver(str(error)) from error
+                if isinstance(error, OSError):
                     raise WeightUpdateError(str(error)) from error
                 raise
 

@@ -17,20 +17,31 @@ from rl.config import Transport
 from rl.errors import PartLost
 from rl.part import Part, within
 from rl.supervision import Restarts
-from rl.weight_link import CPU, CUDA, LIMIT_S, MEET_S, Meeting
+from rl.weight_link import CPU, CUDA, LIMIT_S, MEET_S, GroupOver, Meeting
 from rollout.errors import WeightUpdateError
 
 ATTEMPTS = 4  # to bring one version to a host
 BYTES_PER_S = 20 << 20  # less counts as hung, as in `rollout.receive_update`
 ANSWER_S = 60.0  # for what takes no time
+SPARE_CALLS = 8  # to a relay that is busy with all groups
 
 StartRelay = Callable[[str], Awaitable[Part]]
 """Starts a relay on a host. Raises PartLost if the host is not there."""
 HostOf = Callable[[Part], Awaitable[str]]
 Key = tuple[str, str]
 """What a relay does, "from" or "to", and its host."""
-Arrivals = dict[str, asyncio.Future[list[str]]]
-"""The files of an update, by the host that they come to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """The files of an update on a host; they may go with the relay that took them."""
+
+    files: list[str]
+    relay: Part | None
+
+
+Arrivals = dict[str, asyncio.Future[Arrived]]
+"""What comes of an update, by the host that it comes to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +79,25 @@ class WeightTransport:
         self._relays: dict[Key, Part] = {}
         self._lost_at: dict[Key, float] = {}
         self._groups: dict[str, _Group] = {}  # by sending host
-        self._locks: dict[Key, asyncio.Lock] = {}  # two do not start the same relay
+        self._locks: dict[Key, asyncio.Lock] = {}  # two do not start the same relay, or send by it
+        self._without_nccl: set[str] = set()  # sending hosts
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def relays(self) -> dict[str, Part]:
         """Those that are there, by name."""
         return {_name(key): relay for key, relay in self._relays.items()}
+
+    @property
+    def most_calls(self) -> int:
+        """To one relay at a time: every sending host has a group with it, and all may meet."""
+        return len(set(self._sources)) + SPARE_CALLS
+
+    async def close(self) -> None:
+        """Carry nothing any more, and start no relay."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def begin(self, updates: Sequence[WeightUpdate], parts: Sequence[Part]) -> "Delivery":
         """A version on its way.
@@ -100,18 +124,36 @@ class WeightTransport:
             return source != host
         return self._kind is Transport.broadcast
 
-    async def carry(self, source: str, update: WeightUpdate, arrivals: Arrivals) -> None:
-        """Bring what lies on `source` to every host of `arrivals`, whose futures tell the rest."""
-        why = ""
+    def keeps(self, host: str, arrived: Arrived) -> bool:
+        """Whether the relay that took it is still there: the next one removes what it left."""
+        return self._relays.get(("to", host)) is arrived.relay
+
+    def carry(self, source: str, update: WeightUpdate, arrivals: Arrivals) -> None:
+        """Begin to bring what lies on `source` to all hosts of `arrivals`, which tell the rest."""
+        task = asyncio.create_task(self._carry(source, update, arrivals))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told by the arrivals
+
+    async def _carry(self, source: str, update: WeightUpdate, arrivals: Arrivals) -> None:
+        why, refused = "", set[str]()
+        sending = self._locks.setdefault(("send", source), asyncio.Lock())
         try:
             for _ in range(ATTEMPTS):
                 left = [host for host, arrival in arrivals.items() if not arrival.done()]
                 # What has to be started first, maybe on a host that is gone, does not hold up
-                # those that can take it now.
-                ready = [host for host in left if ("to", host) in self._relays]
+                # those that can take it now; nor does who refuses, which ends a group for all.
+                there = [host for host in left if ("to", host) in self._relays]
+                ready = [host for host in there if host not in refused]
                 if not left:
                     break
-                why = await self._attempt(source, update, ready or left, arrivals) or why
+                async with sending:
+                    hosts = ready or left
+                    why = await self._attempt(source, update, hosts, arrivals, refused) or why
         except BaseException as error:
             _fail(arrivals, error)
             raise
@@ -120,16 +162,24 @@ class WeightTransport:
             _fail({host: arrivals[host]}, lost)
 
     async def _attempt(
-        self, source: str, update: WeightUpdate, hosts: Sequence[str], arrivals: Arrivals
+        self,
+        source: str,
+        update: WeightUpdate,
+        hosts: Sequence[str],
+        arrivals: Arrivals,
+        refused: set[str],
     ) -> str:
-        """Send once; returns what went wrong, if anything. Raises CrashLoop."""
+        """Send once; returns what went wrong, if anything, and adds who `refused` what came.
+
+        Raises CrashLoop.
+        """
         try:
             group = await self._group(source, hosts)
         except PartLost as lost:
             return str(lost)
         limit = MEET_S + 2 * LIMIT_S + update.num_bytes / BYTES_PER_S
         receiving = [
-            self._ask(limit, ("to", host), "receive", source, group.meeting, rank)
+            self._receive(limit, host, source, group.meeting, rank)
             for rank, host in enumerate(group.receivers, 1)
         ]
         sent, *arrived = await asyncio.gather(
@@ -137,16 +187,24 @@ class WeightTransport:
             *receiving,
             return_exceptions=True,
         )
-        for host, files in zip(group.receivers, arrived, strict=True):
-            if not isinstance(files, BaseException):
-                arrivals[host].set_result(files)
+        for host, found in zip(group.receivers, arrived, strict=True):
+            if not isinstance(found, BaseException):
+                arrivals[host].set_result(found)
+            elif not isinstance(found, PartLost | GroupOver):
+                refused.add(host)
         errors = [each for each in (sent, *arrived) if isinstance(each, BaseException)]
         if errors:
             self._groups.pop(source, None)
+            if group.meeting.device == CUDA and not any(isinstance(e, PartLost) for e in errors):
+                self._without_nccl.add(source)  # all live: it may be NCCL that cannot
         for error in errors:
             if not isinstance(error, PartLost | WeightUpdateError):
                 raise error
         return "; ".join(map(str, errors))
+
+    async def _receive(self, limit: float, host: str, *told: Any) -> Arrived:
+        relay = self._relays.get(("to", host))
+        return Arrived(files=await self._ask(limit, ("to", host), "receive", *told), relay=relay)
 
     async def _group(self, source: str, hosts: Sequence[str]) -> _Group:
         """Relays on `source` and on those of `hosts` where one can be started.
@@ -171,7 +229,7 @@ class WeightTransport:
         keys = [("from", source), *(("to", host) for host in receivers)]
         kinds = await asyncio.gather(*(self._ask(ANSWER_S, key, "device") for key in keys))
         address, port = await self._ask(ANSWER_S, ("from", source), "listen")
-        device = CUDA if set(kinds) == {CUDA} else CPU
+        device = CUDA if set(kinds) == {CUDA} and source not in self._without_nccl else CPU
         meeting = Meeting(address=address, port=port, size=len(keys), device=device)
         group = _Group(meeting=meeting, sender=sender, receivers=receivers)
         self._groups[source] = group
@@ -216,7 +274,6 @@ class Delivery:
         """Bring `updates`, by the host where they lie, to `hosts` together, to others later."""
         self._transport, self._updates, self._hosts = transport, updates, hosts
         self._arrivals: dict[str, Arrivals] = {source: {} for source in updates}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def at(self, part: Part) -> WeightUpdate:
         """The whole update as it lies on the host of an engine.
@@ -226,17 +283,30 @@ class Delivery:
             CrashLoop: a relay was lost too often.
         """
         host = await self._transport.host_of(part)
-        return merged(await asyncio.gather(*(self._from(source, host) for source in self._updates)))
+        while True:
+            found = await asyncio.gather(*(self._from(source, host) for source in self._updates))
+            # A relay that is lost while one comes may take others with it that are here.
+            if not any(self._gone(source, host) for source in self._updates):
+                return merged(found)
 
     async def _from(self, source: str, host: str) -> WeightUpdate:
         update = self._updates[source]
         if not self._transport.apart(source, host):
             return update
         arrivals = self._arrivals[source]
-        if host not in arrivals or _failed(arrivals[host]):
+        if host not in arrivals or self._gone(source, host):
             self._send(source, host)
-        files = await asyncio.shield(arrivals[host])
-        return replace(update, files=files, changes=None)
+        arrived = await asyncio.shield(arrivals[host])
+        return replace(update, files=arrived.files, changes=None)
+
+    def _gone(self, source: str, host: str) -> bool:
+        """Whether what was to come, or had come, is not there any more."""
+        arrival = self._arrivals[source].get(host)
+        if arrival is None or not arrival.done():
+            return False
+        if arrival.cancelled() or arrival.exception() is not None:
+            return True
+        return not self._transport.keeps(host, arrival.result())
 
     def _send(self, source: str, host: str) -> None:
         """Begin to bring the update to `host`, and with it to all that nobody has asked for yet."""
@@ -245,18 +315,7 @@ class Delivery:
         loop = asyncio.get_running_loop()
         new: Arrivals = {each: loop.create_future() for each in sorted(wanted | {host})}
         known |= new
-        task = asyncio.create_task(self._transport.carry(source, self._updates[source], new))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # told by the arrivals
-
-
-def _failed(arrival: asyncio.Future[list[str]]) -> bool:
-    return arrival.done() and (arrival.cancelled() or arrival.exception() is not None)
+        self._transport.carry(source, self._updates[source], new)
 
 
 def _fail(arrivals: Arrivals, error: BaseException) -> None:

@@ -45,7 +45,7 @@ def compare_probe(
     """Compare log-probs [sequence][token] of the same sequences, from engine and learner.
 
     Raises StaleWeightsError, naming version, engine and worst sequence, if the typical difference
-    exceeds `tolerance` (nats) or any is not a number.
+    exceeds `tolerance` (nats) or any is not a finite number.
     """
     worst = (-1.0, 0, 0)
     means, tokens = [], 0
@@ -55,7 +55,7 @@ def compare_probe(
             # A NaN is the worst of all, and no comparison with it is true.
             if not (difference <= worst[0] or math.isnan(worst[0])):
                 worst = (difference, index, position)
-        if ours:
+        if len(ours):
             means.append(fmean(abs(one - other) for one, other in zip(ours, theirs, strict=True)))
         tokens += len(ours)
     if tokens == 0:
@@ -67,7 +67,7 @@ def compare_probe(
         worst_token=worst[2],
         tokens=tokens,
     )
-    if math.isnan(report.largest) or report.typical > tolerance:
+    if not math.isfinite(report.largest) or report.typical > tolerance:
         raise StaleWeightsError(
             f"{engine} does not compute with version {version} of the weights: its log-probs "
             f"differ from the learner's by {report.typical:.4f} nats in a typical sequence "

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.util.placement_group import remove_placement_group
 
-from rl.cluster import Actor, reserve
+from rl.cluster import RESERVE_LOOK_S, Actor, connect, reserve
 from rl.config import ClusterConfig, EngineConfig, ParallelConfig, Placement, TrainConfig
 from rl.errors import BadInput
 from rl.gpus import Reserved, check_gpus
@@ -118,3 +119,34 @@ def test_what_the_cluster_does_not_have_is_refused_by_name(four_gpus: None) -> N
     with pytest.raises(BadInput, match="5 GPUs are needed; the cluster has 4"):
         asyncio.run(reserve(5))
     assert _free(4.0)
+
+
+@pytest.mark.parametrize(("built", "counted"), [(False, 0), (True, None)])
+def test_gpus_that_nothing_installed_computes_on_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch, built: bool, counted: int | None
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("rl.cluster.ray.init", given.update)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    connect(ClusterConfig())
+    assert given["num_gpus"] == counted
+
+
+def test_a_run_that_waits_for_gpus_of_others_can_be_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends when the thread that waits does."""
+    asked: list[float] = []
+
+    class Group:
+        def wait(self, seconds: float) -> bool:
+            asked.append(seconds)
+            return len(asked) == 3
+
+    monkeypatch.setattr("rl.cluster._gpus", lambda: 1)
+    monkeypatch.setattr("rl.cluster.placement_group", lambda bundles, strategy: Group())
+    monkeypatch.setattr(
+        "rl.cluster.placement_group_table", lambda group: {"bundles_to_node_id": {0: "here"}}
+    )
+    assert _reserve(1).bundles == (0,)
+    assert asked == [RESERVE_LOOK_S] * 3

@@ -89,6 +89,14 @@ def test_weights_for_engines_lie_twice_in_the_memory_of_a_learner_node() -> None
     assert whole == 2 * 2 * 15_960_110_208  # all four shards are on one node
 
 
+def test_a_checkpoint_lies_in_the_memory_of_a_learner_node_while_it_is_written() -> None:
+    plan = _plan("k2_full", *APART).learner
+    state = _plan("k2_full", *APART, "parallel.offload=none").learner.optimizer
+    assert plan.snapshot == plan.shared // 2 + 8 * state
+    on_disk = ["parallel.offload=nvme", "parallel.nvme_path=/disk"]
+    assert _plan("k2_full", *APART, *on_disk).learner.snapshot == plan.shared // 2
+
+
 def test_log_probs_of_pi_old_take_a_forward_pass_of_all_minibatches_but_the_first() -> None:
     alone = ["objective.ptx_sequences=0"]
     plain = [*alone, "objective.old_logprobs=rollout", "objective.correction=none"]
@@ -173,7 +181,9 @@ def test_a_machine_whose_device_is_the_host_counts_all_parts() -> None:
     plan = _plan("quickstart", hardware="cpu")
     # Two versions of the weights in shared memory, in float32: the quickstart's engine has that.
     assert plan.learner.shared == 2 * 4 * plan.parameters and plan.engine.shared == 0
-    together = plan.learner.total + plan.learner.shared + plan.engine.total
+    # A checkpoint is copied before it is written: weights, momentum, AdamW's second moment.
+    assert 8 * plan.parameters < plan.learner.snapshot < 12 * plan.parameters
+    together = plan.learner.total + plan.learner.shared + plan.learner.snapshot + plan.engine.total
     config = load_recipe("quickstart", [])
     small = replace(cpu, memory_bytes=together - 1)
     problem = make_plan(config, tiny_config(512), small).problems[0]
@@ -285,7 +295,8 @@ def test_devices_that_learner_and_engines_share_hold_one_of_them_at_a_time() -> 
 
 def test_a_node_of_shared_devices_holds_both_sides_in_its_memory() -> None:
     plan, config = _plan("k2_full"), load_recipe("k2_full", [])
-    needed = 8 * (plan.learner.host + plan.learner.away) + plan.learner.shared
+    learner = plan.learner
+    needed = 8 * (learner.host + learner.away) + learner.shared + learner.snapshot
     for size, problems in ((needed, []), (needed - 1, [needed])):
         row = replace(H800, host_bytes=size)
         found = make_plan(config, kimi_k2_instruct(), row).problems

@@ -95,27 +95,6 @@ def running(start: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, RunFo
         yield driver, folder
 
 
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def _parts(driver: psutil.Popen) -> list[psutil.Process]:
-    """The run's processes, once all its kinds are there: each may be between two titles."""
-    kinds = ("VLLM", "ray::RewardWorker", "ray::WatchedRolloutWorker", "ray::LearnerWorker")
-    deadline = time.monotonic() + 60
-    while True:
-        parts = driver.children(recursive=True)
-        titles = [_title(part) for part in parts]
-        if all(any(title.startswith(kind) for title in titles) for kind in kinds):
-            return parts
-        assert driver.poll() is None, driver.stderr.read()
-        assert time.monotonic() < deadline, titles
-        time.sleep(0.2)
-
-
 def _nothing_left(parts: list[psutil.Process]) -> None:
     _wait(lambda: not any(p.is_running() for p in parts), 40, f"processes end: {parts}")
     pids = {p.pid for p in parts}
@@ -152,7 +131,7 @@ def test_ctrl_c_leaves_nothing_behind_but_a_whole_checkpoint(
     running: tuple[psutil.Process, RunFolder],
 ) -> None:
     driver, folder = running
-    parts = _parts(driver)
+    parts = driver.children(recursive=True)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=60) == 1
     assert "resume=true" in driver.stderr.read()

@@ -84,6 +84,7 @@ class Engine:
     def __init__(self, name: str, devices: Devices, luck: Luck) -> None:
         self.name, self.devices, self.luck = name, devices, luck
         self.version = -1
+        self.drawing, self.cut = 0, 0  # samples: now, and when it fell asleep
         self.awake = asyncio.Event()
         self.awake.set()
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -116,6 +117,7 @@ class Engine:
         await asyncio.sleep(self.luck.seconds(1))
         if self.luck.strikes():
             raise EngineError("the engine cannot sleep")
+        self.cut += self.drawing
         self.awake.clear()
         self.devices.leave(self.name)
 
@@ -131,7 +133,11 @@ class Engine:
 
     async def sample(self, task: Task, samples: int, heat: float, *_: object) -> Group:
         draws = (self._draw(task, heat) for _ in range(samples))
-        return Group(task=task, episodes=tuple(await asyncio.gather(*draws)))
+        self.drawing += samples
+        try:
+            return Group(task=task, episodes=tuple(await asyncio.gather(*draws)))
+        finally:
+            self.drawing -= samples
 
     async def _draw(self, task: Task, heat: float) -> Episode:
         versions: list[int] = []
@@ -269,7 +275,12 @@ def _task(position: int, step: int) -> Task:
 
 def _config(max_staleness: int, steps: int) -> TrainConfig:
     rollout = RolloutConfig(groups_per_step=3, samples_per_group=2, max_staleness=max_staleness)
-    return TrainConfig(steps=steps, rollout=rollout, objective=ObjectiveConfig(minibatches=1))
+    return TrainConfig(
+        steps=steps,
+        rollout=rollout,
+        objective=ObjectiveConfig(minibatches=1),
+        cluster=ClusterConfig(placement=Placement.colocated),
+    )
 
 
 def _within(main: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
@@ -406,6 +417,34 @@ def test_a_checkpoint_in_the_learners_turn_does_not_end_it(simulate: Any) -> Non
             *("reload", "update", "save", "release", "publish", "offload"),
         ]
         assert job.engines[0].version == 1
+        await job.rollouts.close()
+
+    simulate(_within(main()))
+
+
+def test_no_checkpoint_cuts_the_samples_of_a_synchronous_step(simulate: Any) -> None:
+    async def main() -> None:
+        for max_staleness in (0, 1):
+            job = Job(2)
+            await job.run(max_staleness, steps=4)
+            cut = sum(engine.cut for engine in job.engines.values())
+            assert (job.saved, cut > 0) == (4, max_staleness > 0)
+
+    simulate(_within(main()))
+
+
+def test_a_run_that_is_stopped_in_a_checkpoint_does_not_wake_the_engines(simulate: Any) -> None:
+    async def main() -> None:
+        job = Job(1)
+        await job.start()
+        await job.policy.publish(0)
+        saving = asyncio.create_task(job.learner.call("save", "folder"))
+        while "save" not in job.shards[0].done:
+            await asyncio.sleep(0.01)
+        saving.cancel()
+        await asyncio.wait([saving])
+        assert saving.cancelled() and job.shards[0].done[-1] == "save"
+        assert not job.engines[0].awake.is_set()
         await job.rollouts.close()
 
     simulate(_within(main()))

@@ -13,8 +13,8 @@ from rl.errors import CrashLoop, PartLost
 from rl.part import Part
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.supervision import Restarts
-from rl.weight_link import Meeting
-from rl.weight_transport import WeightTransport
+from rl.weight_link import CPU, CUDA, GroupOver, Meeting
+from rl.weight_transport import SPARE_CALLS, WeightTransport
 from rollout.errors import WeightUpdateError
 
 Simulate = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -42,21 +42,37 @@ class Relay:
     held: list[int] = field(default_factory=list)
     dies_at: int | None = None  # the version
     hangs_at: int | None = None
+    dies_of: str | None = None  # what this host sends, and slowly
+    full: bool = False  # shared memory
     killed: bool = False
+    port: int = 0  # where it listens
+
+    def __post_init__(self) -> None:
+        self.threads = asyncio.Semaphore(self.network.transport.most_calls)
 
     async def call(self, method: str, *args: Any) -> Any:
+        async with self.threads:
+            return await self._answer(method, *args)
+
+    async def _answer(self, method: str, *args: Any) -> Any:
         await asyncio.sleep(0.001)
         if self.host in self.network.gone or self.killed:
             raise PartLost(self.host, "killed")
         match method:
             case "device":
-                return "cpu"
+                return self.network.device
             case "listen":
                 self.network.ports += 1
-                return self.host, self.network.ports
+                self.port = self.network.ports
+                return self.host, self.port
             case "send":
+                if args[0].port != self.port:
+                    raise GroupOver("nobody listens there any more")
                 return await self._meet(args[0], args[1])
             case "receive":
+                if args[0] == self.dies_of:
+                    await asyncio.sleep(1.0)
+                    self.kill()
                 version = await self._meet(args[1], None)
                 self.held.append(version)
                 return [f"{self.host}/from {args[0]}/{version}"]
@@ -67,6 +83,9 @@ class Relay:
     async def _meet(self, meeting: Meeting, update: WeightUpdate | None) -> int:
         """The version, once all members are there; an error for all if one of them dies."""
         room = self.network.rooms.setdefault(meeting.port, Room())
+        room.broken |= self.full or meeting.device == CUDA
+        if self.full:
+            raise WeightUpdateError("no space left")
         room.members += 1
         if update is not None:
             room.version = update.version
@@ -77,15 +96,15 @@ class Relay:
         while room.full < turn:
             if room.broken or await self._trouble(room):
                 room.broken = True
-                raise WeightUpdateError("a member is gone")
+                raise GroupOver("a member is gone")
             await asyncio.sleep(0.001)
         if await self._trouble(room):
             room.broken = True
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(self.network.transfer_s)
         if self.killed:
             raise PartLost(self.host, "killed")
         if room.broken:
-            raise WeightUpdateError("a member is gone")
+            raise GroupOver("a member is gone")
         return room.version
 
     async def _trouble(self, room: "Room") -> bool:
@@ -113,6 +132,7 @@ class Network:
         self.rooms: dict[int, Room] = {}
         self.groups: list[tuple[int, int]] = []  # port and size of every transfer
         self.ports = 0
+        self.device, self.transfer_s = CPU, 0.002
         self.gone: set[str] = set()
         self.relays: list[Relay] = []
         self.said: list[str] = []
@@ -266,6 +286,95 @@ def test_engines_on_a_host_that_is_gone_are_told_and_the_others_go_on(simulate: 
         # The next engine that asks there makes another attempt.
         network.gone.clear()
         assert await _files(at, [engines[1]]) == [["c/from a/2"]]
+
+    simulate(main())
+
+
+def test_what_went_with_a_lost_relay_is_sent_again(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engine = Network("a", "b"), Engine("c")
+
+        def first_dies(relay: Relay) -> None:
+            if relay.host == "c" and all(other.host != "c" for other in network.relays):
+                relay.dies_of = "b"  # that of "a" has come by then
+
+        network.prepare = first_dies
+        at = await network.begin(1, [engine])
+        assert await _files(at, [engine]) == [["c/from a/1", "c/from b/1"]]
+        lost, there = (relay for relay in network.relays if relay.host == "c")
+        assert (lost.held, there.held) == ([1], [1, 1])
+        assert network.restarts.counts == {"weights relay to host c": 1}
+
+    simulate(main())
+
+
+def test_a_host_without_room_does_not_keep_the_version_from_others(simulate: Simulate) -> None:
+    async def main() -> None:
+        network = Network("a")
+        engines = [Engine(host) for host in "bcd"]
+
+        def full(relay: Relay) -> None:
+            relay.full = relay.host == "c"
+
+        network.prepare = full
+        first, second, third = await _files(await network.begin(1, engines), engines)
+        assert (first, third) == (["b/from a/1"], ["d/from a/1"])
+        assert isinstance(second, PartLost) and "no space left" in second.why
+
+    simulate(main())
+
+
+def test_two_groups_of_one_sender_do_not_disturb_each_other(simulate: Simulate) -> None:
+    async def main() -> None:
+        network = Network("a")
+        at = await network.begin(1, [Engine("b")])
+        engines = [Engine("b"), Engine("c")]
+        assert await _files(at, engines) == [["b/from a/1"], ["c/from a/1"]]
+        assert (network.ports, len(network.groups)) == (2, 2), "no attempt was in vain"
+
+    simulate(main())
+
+
+def test_a_relay_answers_while_every_sending_host_sends_to_it(simulate: Simulate) -> None:
+    async def main() -> None:
+        network = Network(*(f"s{number}" for number in range(70)))
+        network.transfer_s = 80.0  # longer than a relay may take to say what it is
+        engines = [Engine("b"), Engine("c")]
+        found = await _files(await network.begin(1, engines), engines)
+        assert [len(files) for files in found] == [70, 70]
+        assert not network.restarts.counts
+        assert network.transport.most_calls == 70 + SPARE_CALLS
+
+    simulate(main())
+
+
+def test_hosts_that_nccl_does_not_connect_meet_over_gloo(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engine = Network("a"), Engine("b")
+        network.device = CUDA  # whose groups break
+        for version in (1, 2):
+            at = await network.begin(version, [engine])
+            assert await _files(at, [engine]) == [[f"b/from a/{version}"]]
+        assert network.ports == 2
+
+    simulate(main())
+
+
+def test_nothing_is_carried_after_the_end(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engine = Network("a"), Engine("b")
+
+        def hangs(relay: Relay) -> None:
+            relay.hangs_at = 1
+
+        network.prepare = hangs
+        at = await network.begin(1, [engine])
+        asking = asyncio.create_task(_files(at, [engine]))
+        await asyncio.sleep(1.0)
+        asking.cancel()
+        await network.transport.close()
+        await asyncio.sleep(1e5)
+        assert len(network.relays) == 2 and not network.restarts.counts
 
     simulate(main())
 

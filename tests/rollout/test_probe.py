@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from rollout.config import Dtype
@@ -18,6 +19,12 @@ def test_report_names_the_worst_token():
     assert report.typical == 0.375
     assert report.largest == 1.0
     assert (report.worst_sequence, report.worst_token, report.tokens) == (1, 1, 4)
+
+
+def test_log_probs_of_a_completion_are_an_array():
+    drawn = [np.array(each, np.float32) for each in ([-1.0, -2.0], [], [-3.0])]
+    report = compare(drawn, [[-1.0, -2.5], [], [-3.0]])
+    assert (report.typical, report.largest, report.tokens) == (0.125, 0.5, 3)
 
 
 def test_difference_over_tolerance_is_stale():
@@ -37,6 +44,11 @@ def test_one_token_of_one_sequence_may_differ_as_where_two_experts_tie():
 def test_nan_is_stale():
     with pytest.raises(StaleWeightsError, match="sequence 1, token 0"):
         compare([[-1.0], [math.nan], [-9.0]], [[-1.0], [-1.0], [-1.0]])
+
+
+def test_what_the_engine_holds_impossible_is_stale():
+    with pytest.raises(StaleWeightsError, match="sequence 1, token 0"):
+        compare([[-1.0], [-math.inf], [-9.0]], [[-1.0], [-1.0], [-9.0]])
 
 
 def test_shapes_must_agree():
