@@ -105,23 +105,23 @@ def _nothing_left(parts: list[psutil.Process]) -> None:
 def test_accuracy_on_held_out_tasks_rises(start: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     done = _run(
-        "train", "quickstart", *EASY, "sft=null", f"policy.path={start}", "steps=100",
-        "evaluation.samples=4", f"run_dir={folder.root}", "--json",
+        "train", "quickstart", *EASY, "sft=null", f"policy.path={start}", "steps=80",
+        "evaluation.samples=8", f"run_dir={folder.root}", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads(folder.summary.read_text())
     assert summary == json.loads(done.stdout.splitlines()[-1])
     assert 0.1 < summary["eval_before"]["all"] < 0.75
-    # The same 192 tasks, four samples each: the standard error of the difference is about 0.025,
-    # and a hundred steps gain five times that.
-    assert summary["eval_after"]["all"] > summary["eval_before"]["all"] + 0.04
+    # The same 192 tasks, eight samples each: the standard error of the difference is about 0.018,
+    # and a hundred steps have gained 0.09 and more.
+    assert summary["eval_after"]["all"] > summary["eval_before"]["all"] + 0.03
     rows = read_metrics(folder.metrics)
-    assert [row["step"] for row in rows] == list(range(1, 101))
+    assert [row["step"] for row in rows] == list(range(1, 81))
     assert all(row["staleness/max"] <= 1 for row in rows)
     assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
     assert folder.plot.stat().st_size > 10_000
     assert "Held-out pass@1" in folder.report.read_text()
-    assert len(list(folder.samples.glob("step_*.jsonl"))) == 100
+    assert len(list(folder.samples.glob("step_*.jsonl"))) == 80
     exported = tmp_path / "exported"
     assert _run("export", str(folder.root), str(exported)).returncode == 0
     assert (exported / "config.json").is_file() and (exported / "tokenizer.json").is_file()
