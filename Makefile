@@ -1,5 +1,6 @@
 # make train   set up .venv and run the main job: teach a tiny K2 by reinforcement learning
 # make test    set up .venv and run every check (lint, types, import contracts, tests)
+# make test-long   the whole runs that it leaves out
 # make setup EXTRA=cuda   the same set-up for a machine with an NVIDIA GPU
 
 EXTRA ?= cpu
@@ -21,7 +22,7 @@ RECIPE ?= quickstart
 # Without compiled modules each of a run's processes would spend its first ten seconds compiling torch and vLLM.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup sandbox train test lint lock clean
+.PHONY: setup sandbox train test test-long lint lock clean
 
 setup: $(STAMP) sandbox
 
@@ -59,6 +60,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Whole runs beyond those of `make test`, which must end within half an hour on two slow cores.
+test-long: setup
+	$(BIN)/python -m pytest -m long
 
 # Resolves the locks anew. torchvision, torchaudio and torchcodec are CUDA builds on PyPI and unused on CPU; the package
 # `kernels` would be mistaken by transformers for ours. The hash of torch is dropped: mirrors repack that wheel.

@@ -309,6 +309,7 @@ def _logprobs(model: Path, ids: list[int]) -> list[list[float]]:
     return [found.logprobs.tolist()]
 
 
+@pytest.mark.long
 def test_a_real_engine_that_hangs_is_killed_and_the_next_one_has_the_present_weights(
     runner: asyncio.Runner, cluster: Cluster, tmp_path: Path
 ) -> None:

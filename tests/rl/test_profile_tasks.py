@@ -46,6 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_run_from_tasks_to_tasks_and_again(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "chosen.jsonl"
     command = [

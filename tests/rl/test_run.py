@@ -184,6 +184,7 @@ def test_a_synchronous_run_goes_on_bit_for_bit_after_kill_9_of_everything(
     assert trained == [set(range(16 * step, 16 * step + 16)) for step in range(6)]
 
 
+@pytest.mark.long
 def test_weights_that_do_not_arrive_stop_the_run(start: Path, tmp_path: Path) -> None:
     # No engine is this exact: the probe must stop the run and name the version and the engine.
     done = _run(
@@ -195,6 +196,7 @@ def test_weights_that_do_not_arrive_stop_the_run(start: Path, tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_spread_learner_goes_on_with_another_number_of_shards(start: Path, tmp_path: Path) -> None:
     """ZeRO-3 and spread experts on two shards, INT4 training; then one shard goes on."""
     folder = RunFolder(tmp_path / "run")
@@ -250,6 +252,7 @@ def test_another_network_trains_through_the_same_learner(start: Path, tmp_path: 
     assert max(row["probe/abs_logprob"] for row in rows) < 1e-3
 
 
+@pytest.mark.long
 def test_bfloat16_learner_and_engine_agree_on_what_was_sampled(start: Path, tmp_path: Path) -> None:
     """The tiny model, bfloat16 on both sides, on policy: seen 0.002 nats a token."""
     folder = RunFolder(tmp_path / "run")

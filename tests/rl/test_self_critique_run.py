@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rl.checkpoint import latest_checkpoint, read_state
 from rl.critic_baseline import Baseline
 from rl.metrics import read_metrics
@@ -46,6 +48,7 @@ def _samples(folder: RunFolder, step: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.long
 def test_the_critic_ranks_is_trained_is_measured_and_is_frozen(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     done = _run("train", "self_critique", *SHORT, "steps=6", f"run_dir={folder.root}")
