@@ -31,8 +31,9 @@ from benchmarks.machine import hardware
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
 from rl.batch import Batch, micro_batches, pack, share_of
-from rl.cluster import Actor, LearnerWorker, connect
+from rl.cluster import LearnerWorker
 from rl.config import ClusterConfig
+from rl.ray_parts import Actor, connect
 from rl.remote import RemoteLearner
 from rl.sample import samples_of
 from rollout.episode import Completion, Episode, Group, StopReason, kept

@@ -1,52 +1,40 @@
-"""Ray: starts or joins a cluster, places the parts, and speaks to them.
+"""The parts of one run, placed on a Ray cluster.
 
 Heavy libraries are imported inside the actors, in the process that needs them: the driver never
 loads vLLM, a reward worker never loads torch.
 """
 
 import asyncio
-import logging
-import os
 import socket
-import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorUnavailableError,
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-from ray.util.placement_group import (
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from model.config import Rank
 from model.send_weights import SHARED_MEMORY, remove_dead_folders
-from rewards.score import Score
 from rewards.task import TaskKind
 from rl.colocated import ColocatedLearner
-from rl.config import ClusterConfig, Placement, TrainConfig
-from rl.errors import BadInput, PartLost, RunFailed, bad_input
+from rl.config import Placement, TrainConfig
+from rl.errors import PartLost, bad_input
 from rl.gpus import Reserved, check_gpus
-from rl.part import farewell, watch_head, why_dead, within
+from rl.part import farewell, watch_head, within
+from rl.ray_parts import (
+    RESTART_S,
+    Actor,
+    RewardCalls,
+    beside_driver,
+    connect,
+    gpu_count,
+    head_address,
+    host_of,
+    reserve,
+)
 from rl.remote import RemoteLearner, together
-from rl.reward_pool import Item, WorkerDied
 from rl.reward_watch import RewardWatch
 from rl.reward_worker import RewardWorker
 from rl.rollout_seats import RemoteRollouts
@@ -62,188 +50,7 @@ if TYPE_CHECKING:
     from model.snapshot import Writing
     from rl.learner_spec import LearnerSpec
 
-RESTART_S = 120.0  # a new process imports sympy: 2 s, or many on a busy machine
-RESERVE_S = 120.0  # for those who have the GPUs to leave
-RESERVE_LOOK_S = 1.0
 MOST_CALLS = 100_000  # to one rollout worker at a time; Ray would let a health call wait at 1,000
-DEAD = (
-    RayActorError,
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,
-    WorkerCrashedError,
-)
-
-
-def connect(config: ClusterConfig) -> None:
-    """Join `ray_address`, or start Ray on this machine.
-
-    Raises:
-        BadInput: the address does not answer, or the dashboard's port is taken.
-        PartLost: Ray did not come up here in its time, as on a machine that is too busy.
-    """
-    if config.ray_address is not None:
-        try:
-            ray.init(address=config.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            name = f"cluster.ray_address={config.ray_address}"
-            raise BadInput(f"{name} does not answer: {error}") from error
-        return
-    port = config.dashboard_port
-    if port is not None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                raise BadInput(f"cluster.dashboard_port={port} is in use: choose another, or null")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Two cores carry five actors here: they take turns, so Ray is told of enough to place them all.
-    try:
-        ray.init(
-            address="local",  # else it would join one that somebody has started on this machine
-            num_cpus=max(os.cpu_count() or 1, config.rollout_workers + 4),
-            # Ray counts GPUs also where nothing that is installed computes on them.
-            num_gpus=None if torch.backends.cuda.is_built() else 0,
-            include_dashboard=port is not None,
-            dashboard_port=port,
-            object_store_memory=256 << 20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except Exception as error:  # Ray has no class for it
-        ray.shutdown()
-        raise PartLost("Ray", f"it did not start: {error}") from error
-
-
-class Actor:
-    """A process of the run (rl.part.Part), under the name by which people know it."""
-
-    def __init__(self, name: str, part: type, *args: Any, **options: Any) -> None:
-        """Create `part(*args)` in a process of its own, placed as Ray's `options` say."""
-        self.name = name
-        self._host: str | None = None
-        remote: Any = ray.remote(part)
-        self.handle: ActorHandle = remote.options(**options).remote(*args)
-
-    async def call(self, method: str, *args: Any) -> Any:
-        """Call a method; what it raised is raised here as it was, without Ray's wrapping.
-
-        Raises:
-            PartLost: the process has ended.
-            RunFailed: it could not be made, and could not be made again.
-        """
-        try:
-            return await getattr(self.handle, method).remote(*args)
-        except RayTaskError as error:
-            raise error.cause from error
-        except DEAD as error:
-            if isinstance(error, RayActorError) and error.actor_init_failed:
-                raise RunFailed(f"{self.name} cannot start: {why_dead(error)}") from error
-            raise PartLost(self.name, why_dead(error)) from error
-
-    def kill(self) -> None:
-        """End the process now, whatever it does."""
-        ray.kill(self.handle)
-
-    async def host(self) -> str:
-        """The node of Ray that it lives on: what is in one's shared memory, another may not see."""
-        if self._host is None:
-            self._host = await self.call("__ray_call__", _node_here)
-        return self._host
-
-
-def _node_here(part: object) -> str:
-    return ray.get_runtime_context().get_node_id()
-
-
-def _beside_driver() -> dict[str, Any]:
-    """Options of parts that need no device: together, and not spread over hosts by chance."""
-    here = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
-
-
-async def _host_of(part: Any) -> str:
-    return await part.host()
-
-
-def _gpus() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
-async def reserve(count: int, *, share: float = 1.0) -> Reserved | None:
-    """Reserve so many GPUs, near each other; None where the cluster has no GPU at all.
-
-    `share` is what each who uses a GPU takes of it.
-
-    Raises:
-        BadInput: they are not there, or others keep them.
-    """
-    there = _gpus()
-    if there == 0:
-        return None
-    group = placement_group([{"GPU": 1}] * count, strategy="PACK")
-    if there < count or not await _given(group):
-        remove_placement_group(group)
-        raise BadInput(f"{count} GPUs are needed; the cluster has {there}, or others use them")
-    nodes = placement_group_table(group)["bundles_to_node_id"]
-    return Reserved(
-        bundles=tuple(sorted(range(count), key=lambda bundle: (nodes[bundle], bundle))),
-        strategy=lambda bundle: PlacementGroupSchedulingStrategy(
-            placement_group=group,
-            placement_group_bundle_index=bundle,
-            placement_group_capture_child_tasks=True,
-        ),
-        share=share,
-    )
-
-
-async def _given(group: Any) -> bool:
-    """Whether a placement group gets its GPUs in time.
-
-    Asked again and again: a run that is stopped meanwhile could not end before the thread does.
-    """
-    deadline = time.monotonic() + RESERVE_S
-    while not await asyncio.to_thread(group.wait, RESERVE_LOOK_S):
-        if time.monotonic() > deadline:
-            return False
-    return True
-
-
-def _head_address() -> tuple[str, int]:
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    return host, int(port)
-
-
-class RewardCalls:
-    """Calls to one reward worker, which Ray replaces when its process ends."""
-
-    def __init__(self, worker: ActorHandle) -> None:
-        """Call `worker`."""
-        self._worker = worker
-        self._down = False
-
-    async def __call__(self, items: list[Item]) -> list[Score]:
-        """One score for each episode (rl.reward_pool.ScoreItems)."""
-        try:
-            if self._down:
-                await self._wait()
-            return await self._worker.score.remote(items)
-        except RayTaskError as error:
-            raise error.cause from error
-        except RayActorError as error:
-            self._down = True
-            raise WorkerDied(str(error).splitlines()[0]) from error
-
-    async def _wait(self) -> None:
-        """Return when the process that takes the place of a dead one is there."""
-        deadline = time.monotonic() + RESTART_S
-        while True:
-            try:
-                await self._worker.ready.remote()
-                self._down = False
-                return
-            except ActorUnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.2)
 
 
 class LearnerWorker:
@@ -336,9 +143,9 @@ class Cluster:
                 "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
             }
         }
-        check_gpus(self._config, _gpus())
+        check_gpus(self._config, gpu_count())
         gpus = self._gpus = await reserve(size, share=0.5 if self._colocated else 1.0)
-        placed = [gpus.shard(rank) if gpus else _beside_driver() for rank in range(size)]
+        placed = [gpus.shard(rank) if gpus else beside_driver() for rank in range(size)]
         shards = self._learners = [
             Actor(f"learner shard {rank}", LearnerWorker, runtime_env=environment, **options)
             for rank, options in enumerate(placed)
@@ -354,7 +161,7 @@ class Cluster:
             self._config.weights.transport,
             [await shard.host() for shard in shards],
             start=self._start_relay,
-            host_of=_host_of,
+            host_of=host_of,
             restarts=self.restarts,
         )
         kind = ColocatedLearner if self._colocated else RemoteLearner
@@ -435,7 +242,7 @@ class Cluster:
                 if shared:
                     shared.share_with(self._rollouts)
         self._reward_watch.start(self._rollouts.fail)
-        self._head_watch = asyncio.create_task(watch_head(_head_address(), self._rollouts.fail))
+        self._head_watch = asyncio.create_task(watch_head(head_address(), self._rollouts.fail))
         return self._rollouts
 
     async def _sharing(

@@ -146,6 +146,9 @@ class ClusterConfig:
     rollout_workers: int = 1
     dashboard_port: int | None = None
     """Serve Ray's dashboard on this port. None: no dashboard."""
+    object_store_bytes: int = 268435456
+    """Memory for samples and batches on their way, of a Ray that is started here: four steps of
+    them are enough, and what does not fit goes over the disk."""
     engine_timeout_s: float = 120.0
     """Longest that an engine may answer nothing at all, or take over an update of its weights; then
     it is started again. How long its samples take does not matter."""
@@ -154,7 +157,9 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _at_least(self, "cluster", rollout_workers=1, engine_timeout_s=1, max_restarts=0)
+        # Ray takes no less than 75 MB.
+        least = {"rollout_workers": 1, "engine_timeout_s": 1, "max_restarts": 0}
+        _at_least(self, "cluster", object_store_bytes=80_000_000, **least)
 
 
 @dataclass(kw_only=True, slots=True)

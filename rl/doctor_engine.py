@@ -71,7 +71,8 @@ async def _compare(training: Training, tell: Tell) -> None:
     tell(_agreement("fixed prompts, first weights", served, "probe/", fixed))
     batch = await _sample(training)
     if config.engine.routing_replay:
-        without, replayed = [await training._call("compare", batch, r) for r in (False, True)]
+        without = await training.call_learner("compare", batch, False)
+        replayed = await training.call_learner("compare", batch, True)
         tell(_replay(without, replayed, sampled))
     seen = await training.policy.update([batch], [])
     tell(_agreement("sampled, first weights", seen, "mismatch/", sampled))
@@ -100,6 +101,13 @@ def _agreement(tokens: str, metrics: dict[str, float], prefix: str, tolerance: f
 
 def _replay(without: dict[str, float], replayed: dict[str, float], tolerance: float) -> Finding:
     """What the engine's experts change of the difference on the same tokens."""
+    if "mismatch/experts" not in without:
+        return Finding(
+            check="routing replay",
+            verdict=Verdict.fail,
+            found="the engine recorded no experts",
+            advice="engine.routing_replay=false, or a network with routed experts",
+        )
     before, after = (each["mismatch/abs_logprob"] for each in (without, replayed))
     most = [each["mismatch/max_abs_logprob"] for each in (without, replayed)]
     found = (

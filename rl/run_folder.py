@@ -74,13 +74,18 @@ class RunFolder:
         return self.root / "report.html"
 
 
+def run_root(config: TrainConfig) -> Path:
+    """Where the run of a recipe lies."""
+    return Path(config.run_dir or Path("runs") / config.name).absolute()
+
+
 def open_run(config: TrainConfig) -> RunFolder:
     """Make the folder, or find it when resuming. An earlier run of the same name is moved aside.
 
     Raises:
         BadInput: the folder cannot be made, or there is nothing to resume in it.
     """
-    root = Path(config.run_dir or Path("runs") / config.name).absolute()
+    root = run_root(config)
     folder = RunFolder(root)
     if config.resume:
         if not folder.config.exists():

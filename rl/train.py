@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +20,12 @@ from rl.training import Training
 Result = TypeVar("Result")
 
 
-def train(config: TrainConfig, display: Display) -> Summary:
-    """Supervised start (if the recipe has one), RL, evaluation before and after, report."""
-    training, summary = run_parts(config, display, _reinforce)
+def train(config: TrainConfig, display: Display, lost: Sequence[str] = ()) -> Summary:
+    """Supervised start (if the recipe has one), RL, evaluation before and after, report.
+
+    `lost`: why drivers before this one have ended since the checkpoint that it goes on from.
+    """
+    training, summary = run_parts(config, display, _reinforce, lost)
     folder = training.folder
     summary.write(folder.summary)
     write_report(folder)
@@ -84,22 +87,28 @@ async def _start(training: Training) -> None:
 
 
 def run_parts(
-    config: TrainConfig, display: Display, work: Callable[[Training], Awaitable[Result]]
+    config: TrainConfig,
+    display: Display,
+    work: Callable[[Training], Awaitable[Result]],
+    lost: Sequence[str] = (),
 ) -> tuple[Training, Result]:
     """Do `work`; from the last checkpoint once more if the run's state is lost on the way.
 
     Rollout and reward workers are replaced while a run goes on. A learner shard takes the state of
     all with it: everything is put away and started again, as a person would with resume=true.
+    `lost`: why drivers before this one have ended.
     """
 
     async def main() -> tuple[Training, Result]:
         training = Training(config, display)
         display.say(f"run folder {training.folder.root}")
+        for why in lost:
+            training.restarts.run_lost("driver", why)
         while True:
             try:
                 return training, await _attempt(training, work)
-            except PartLost as lost:
-                training.restarts.run_lost(lost.part, lost.why)
+            except PartLost as error:
+                training.restarts.run_lost(error.part, error.why)
             resume = bool(checkpoints_in(training.folder.checkpoints))
             display.say(
                 f"starting again from {'the last checkpoint' if resume else 'the beginning'}"

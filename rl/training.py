@@ -224,7 +224,7 @@ class Training:
         if self._learner.note is not None:
             self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
-            await self._call("resume", self.resumed_from)
+            await self.call_learner("resume", self.resumed_from)
 
     def _progress(self, state: RunState, metrics: Mapping[str, float]) -> Progress:
         """Where the run is, for those who ask over HTTP."""
@@ -241,7 +241,7 @@ class Training:
         self.watch.close()
         await self.checkpoints.close()
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def call_learner(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
         return await self._learner.call(method, *args)
 
@@ -265,7 +265,7 @@ class Training:
 
     async def serve(self) -> None:
         """Bring the learner's weights to the engines as the version that the run goes on from."""
-        await self._call("set_threads", self.config.policy.threads)
+        await self.call_learner("set_threads", self.config.policy.threads)
         await self.policy.publish(self.state.step)
 
     async def supervise(self, batches: list[Batch], learning_rates: list[float]) -> list[float]:
@@ -273,7 +273,7 @@ class Training:
         if self._placing.done():
             self._placing.result()  # engines that did not start are told of now, not at the test
         with self.watch.doing("learner", "supervised steps"):
-            return await self._call("supervise", batches, learning_rates)
+            return await self.call_learner("supervise", batches, learning_rates)
 
     async def test(self, step: int) -> PassRate:
         """Pass@1 on the first held-out tasks (rl.sft.Pupil), under weights of negative version."""
@@ -287,12 +287,12 @@ class Training:
     async def supervised_start(self, sft: SftConfig) -> None:
         """Train on worked solutions until the recipe's target; the optimiser forgets them after."""
         self.display.say(f"supervised start: at most {sft.max_steps} steps")
-        await self._call("set_threads", sft.threads)
+        await self.call_learner("set_threads", sft.threads)
         result = await supervised_start(sft, self.supervised, self, self._said_test)
         self.display.say(
             f"supervised start done after {result.steps} steps: pass@1 {result.accuracy}"
         )
-        await self._call("reset_optimizer")
+        await self.call_learner("reset_optimizer")
 
     def _said_test(self, result: SupervisedResult) -> None:
         self.display.say(
@@ -358,7 +358,7 @@ class Training:
         return await self.checkpoints.complete(self.state, self._write_files)
 
     async def _write_files(self, folder: Path) -> Written:
-        await self._call("save", folder)
+        await self.call_learner("save", folder)
         return partial(shards_written, self._learner.shards, folder)
 
     def _model_on_disk(self) -> Path:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +15,11 @@ from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
-from vllm.config import AttentionConfig, VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer import base as transfer
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
-from vllm.usage.usage_lib import UsageContext
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.engine import core_client
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -32,15 +27,16 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from rewards.config import RepetitionConfig
 from rewards.repetition import STRIDE, RepetitionDetector, smallest
 from rollout.busy_clock import BusyClock
-from rollout.config import Dtype, EngineConfig
+from rollout.config import EngineConfig
+from rollout.early_stops import Timer, until_found
 from rollout.episode import Completion, StopReason, kept
 from rollout.errors import EngineError, WeightUpdateError
 from rollout.receive_segments import REFUSED, Announced, Update
 from rollout.receive_update import Arrivals, reason_of, subject, time_limit
-from rollout.receive_weights import BACKEND
-from rollout.routing import ASKER, RECORDER, RecordsRouting, dense_layers, returned
+from rollout.routing import RecordsRouting, dense_layers, returned
 from rollout.starts import Gate, Start
 from rollout.versions import Versions
+from rollout.vllm_settings import core_environment, stop_token_ids, vllm_config
 
 CORE_EXIT_S = 15.0  # then it is killed
 
@@ -367,114 +363,6 @@ class Engine:
             if self._llm.errored:
                 self._failure = self._failure or "the engine's core process died"
             raise EngineError(self._failure or f"the engine failed: {error.__cause__}") from error
-
-
-def vllm_config(config: EngineConfig, checkpoint: str | Path, sleeps: bool) -> VllmConfig:
-    """What vLLM makes of its settings. Raises ValueError if they do not go together."""
-    args = engine_args(config, checkpoint)
-    args.enable_sleep_mode = sleeps and not current_platform.is_cpu()  # CPU has none: `sleep`
-    if config.routing_replay and current_platform.is_cpu():
-        # There vLLM refuses `enable_return_routed_experts`, for want of its Model Runner V2.
-        args.worker_extension_cls, args.scheduler_cls = RECORDER, ASKER
-    return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
-
-
-def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs:
-    """All of vLLM's settings: those that a recipe chooses, and those that it does not."""
-    # vLLM chooses AMX attention by the processor alone, but it takes bfloat16 only.
-    plain = current_platform.is_cpu() and config.dtype is Dtype.float32
-    # With GPUs, `rl.gpus` has reserved one for each worker of an engine that has several.
-    several = "ray" if os.environ.get("VLLM_RAY_BUNDLE_INDICES") else "mp"
-    return AsyncEngineArgs(
-        model=str(checkpoint),
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        dtype=config.dtype.value,
-        seed=config.seed,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        kv_cache_memory_bytes=config.kv_cache_bytes,
-        tensor_parallel_size=config.tensor_parallel_size,
-        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else several,
-        enforce_eager=config.eager,
-        enable_return_routed_experts=config.routing_replay and not current_platform.is_cpu(),
-        # Judgements of one group share prefixes. vLLM overrules it for MLA on CPUs without AMX.
-        enable_prefix_caching=True,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        logprobs_mode="processed_logprobs",
-        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-        attention_config=AttentionConfig(backend=AttentionBackendEnum.CPU_MLA if plain else None),
-    )
-
-
-@contextlib.contextmanager
-def core_environment(config: EngineConfig) -> Iterator[None]:
-    """Environment that vLLM's core process inherits; ours is put back afterwards."""
-    before = dict(os.environ)
-    os.environ.update(
-        # One process for scheduler and model: on CPU vLLM otherwise adds a worker process.
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        OMP_NUM_THREADS=str(config.threads),
-        OMP_WAIT_POLICY="passive",  # spinning threads starve the learner beside the engine
-        VLLM_LOGGING_LEVEL="ERROR",
-        VLLM_NO_USAGE_STATS="1",
-        TORCH_CPP_LOG_LEVEL="ERROR",
-        PYTHONWARNINGS="ignore",
-    )
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-
-
-def stop_token_ids(config: VllmConfig) -> list[int]:
-    """The checkpoint's end-of-turn tokens: its generation config's, else its config's.
-
-    Raises ValueError if the checkpoint names none.
-    """
-    model = config.model_config
-    eos = model.try_get_generation_config().get("eos_token_id", model.hf_config.eos_token_id)
-    if eos is None:
-        raise ValueError(f"{model.model}: no eos_token_id in config.json or generation_config.json")
-    return [eos] if isinstance(eos, int) else list(eos)
-
-
-class Timer:
-    """Says stop when so many seconds have passed since a request's first token."""
-
-    def __init__(self, seconds: float) -> None:
-        """Wait for the first token: a request may be queued for long."""
-        self._seconds = seconds
-        self._until: float | None = None
-        self.over = False
-
-    def feed(self, tokens: Sequence[int]) -> bool:
-        """The next tokens are there; returns `over`."""
-        now = time.monotonic()
-        if self._until is None:
-            self._until = now + self._seconds
-        self.over = self.over or now >= self._until
-        return self.over
-
-
-def until_found(drawn: Completion, detector: RepetitionDetector) -> Completion:
-    """What was drawn, up to the piece in which `detector` finds that it goes in circles."""
-    for first in range(0, len(drawn.token_ids), STRIDE):
-        end = first + STRIDE
-        if detector.feed(drawn.token_ids[first:end]):
-            return replace(
-                drawn,
-                token_ids=drawn.token_ids[:end],
-                logprobs=drawn.logprobs[:end],
-                versions=drawn.versions[:end],
-                routing=drawn.routing[: len(drawn.prompt_ids) + end - 1]
-                if drawn.routing is not None
-                else None,
-            )
-    return drawn
 
 
 def flat(logprobs: Any) -> list[float]:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.config import MuonClipConfig, ParallelConfig, Rank, ScheduleConfig
 from model.formats import CheckpointError
@@ -25,8 +27,19 @@ from rollout.episode import Completion, StopReason
 SEQUENCES = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [4, 3, 2, 1], [9, 9, 8, 8, 7]]
 
 
-def policy_batch(sequences: list[int], logprobs: list[list[float]]) -> Batch:
-    """Sampled by version 0 or 1, with log-probs that are -0.1, 0 or 0.1 off the learner's."""
+def neighbours(tokens: int, first: int) -> NDArray[np.uint8]:
+    """Two experts of the tiny network's sixteen [tokens, MoE layers, 2], others for each token."""
+    one = (first + np.arange(tokens)[:, None, None] + np.array([0, 5])[:, None]) % 16
+    return np.concatenate([one, (one + 1) % 16], axis=2).astype(np.uint8)
+
+
+def policy_batch(
+    sequences: list[int], logprobs: list[list[float]], *, experts: bool = False
+) -> Batch:
+    """Sampled by version 0 or 1, with log-probs that are -0.1, 0 or 0.1 off the learner's.
+
+    With `experts` the engine chose two neighbours for each token, which the router rarely would.
+    """
     samples = []
     for index in sequences:
         ids, known = SEQUENCES[index], logprobs[index]
@@ -37,6 +50,7 @@ def policy_batch(sequences: list[int], logprobs: list[list[float]]) -> Batch:
             versions=[index % 2] * len(known),
             stop_reason=StopReason.stop,
             temperature=1.0,
+            routing=neighbours(len(ids) - 1, index) if experts else None,
         )
         advantage = (-1.0) ** index * 0.5
         samples.append(Sample(completion=completion, oldest=0, advantage=advantage))
@@ -159,6 +173,8 @@ def main() -> None:
     logprobs = published.probe_logprobs
     # Of the second minibatch the second shard has nothing to train on.
     minibatches = [policy_batch([0, 1, 2], logprobs), policy_batch([3], logprobs)]
+    routed = policy_batch([0, 1, 2], logprobs, experts=True)
+    followed, own = (learner.compare(routed, replay) for replay in (True, False))
     k2p5 = learner.update(minibatches, [])
     objective.kind = Kind.gspo
     gspo = learner.update(minibatches, [])
@@ -172,6 +188,8 @@ def main() -> None:
     told = {
         "losses": losses,
         "probe": logprobs,
+        "followed": followed,
+        "own": own,
         "k2p5": k2p5,
         "gspo": gspo,
         "tensors": sorted(published.update.digests),

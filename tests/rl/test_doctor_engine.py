@@ -74,18 +74,16 @@ class FakeTraining:
         self.config, self.policy = config, policy
         self.rollouts, self.held_out = Rollouts(), Tasks()
         self.compared = {False: 0.02, True: 0.004}  # without and with the engine's experts
+        self.recorded = True
 
     async def engines(self) -> Rollouts:
         return self.rollouts
 
-    async def _call(self, method: str, batch: Batch, replay: bool) -> dict[str, float]:
+    async def call_learner(self, method: str, batch: Batch, replay: bool) -> dict[str, float]:
         assert method == "compare"
         mean = self.compared[replay]
-        return {
-            "mismatch/abs_logprob": mean,
-            "mismatch/max_abs_logprob": 10 * mean,
-            "mismatch/experts": 0.03 - 0.01 * replay,
-        }
+        found = {"mismatch/abs_logprob": mean, "mismatch/max_abs_logprob": 10 * mean}
+        return found | ({"mismatch/experts": 0.03 - 0.01 * replay} if self.recorded else {})
 
 
 def _told(probes: Sequence[float], mismatches: Sequence[float]) -> tuple[list[Told], Policy]:
@@ -140,6 +138,17 @@ def test_routing_replay_is_compared_with_the_learners_own_experts(
         f"{10 * replayed:.2g}; with the learner's own experts 0.02, at most 0.2; 3.00% of the "
         "engine's choices are not its own"
     )
+
+
+def test_an_engine_that_records_no_experts_is_told_of() -> None:
+    config = TrainConfig(engine=EngineConfig(routing_replay=True))
+    training = FakeTraining(config, Policy([1e-3, 1e-3], [4e-3, 0.3]))
+    training.recorded = False
+    told: list[Told] = []
+    asyncio.run(asyncio.wait_for(_compare(cast(Training, training), told.append), 30))
+    (finding,) = (t for t in told if isinstance(t, Finding) and t.check == "routing replay")
+    assert (finding.verdict, finding.found) == (Verdict.fail, "the engine recorded no experts")
+    assert isinstance(told[-1], Finding) and told[-1].check == "weight update", "it goes on"
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -24,9 +24,10 @@ from rewards.config import RewardsConfig
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
 from rl.batch import Batch, pack
-from rl.cluster import Actor, Cluster
+from rl.cluster import Cluster
 from rl.config import ClusterConfig, TrainConfig
 from rl.errors import CrashLoop, PartLost, RunFailed
+from rl.ray_parts import Actor
 from rl.remote import RemoteLearner
 from rl.reward_watch import RewardWatch
 from rl.reward_worker import RewardWorker

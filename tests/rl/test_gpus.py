@@ -11,10 +11,10 @@ import ray
 import torch
 from ray.util.placement_group import remove_placement_group
 
-from rl.cluster import RESERVE_LOOK_S, Actor, connect, reserve
 from rl.config import ClusterConfig, EngineConfig, ParallelConfig, Placement, TrainConfig
 from rl.errors import BadInput
 from rl.gpus import Reserved, check_gpus
+from rl.ray_parts import RESERVE_LOOK_S, Actor, connect, reserve
 
 COLOCATED = Placement.colocated
 
@@ -126,7 +126,7 @@ def test_gpus_that_nothing_installed_computes_on_are_not_counted(
     monkeypatch: pytest.MonkeyPatch, built: bool, counted: int | None
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("rl.cluster.ray.init", given.update)
+    monkeypatch.setattr("rl.ray_parts.ray.init", given.update)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
     connect(ClusterConfig())
     assert given["num_gpus"] == counted
@@ -143,10 +143,10 @@ def test_a_run_that_waits_for_gpus_of_others_can_be_stopped(
             asked.append(seconds)
             return len(asked) == 3
 
-    monkeypatch.setattr("rl.cluster._gpus", lambda: 1)
-    monkeypatch.setattr("rl.cluster.placement_group", lambda bundles, strategy: Group())
+    monkeypatch.setattr("rl.ray_parts.gpu_count", lambda: 1)
+    monkeypatch.setattr("rl.ray_parts.placement_group", lambda bundles, strategy: Group())
     monkeypatch.setattr(
-        "rl.cluster.placement_group_table", lambda group: {"bundles_to_node_id": {0: "here"}}
+        "rl.ray_parts.placement_group_table", lambda group: {"bundles_to_node_id": {0: "here"}}
     )
     assert _reserve(1).bundles == (0,)
     assert asked == [RESERVE_LOOK_S] * 3

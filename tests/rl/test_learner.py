@@ -144,6 +144,21 @@ def test_two_shards_train_as_one(all_told: dict[int, list[dict[str, Any]]], kind
     assert alone["objective/rho"] > 1e-3
 
 
+def test_two_shards_follow_the_engines_experts_as_one(
+    all_told: dict[int, list[dict[str, Any]]],
+) -> None:
+    """Spread over shards, a token goes to the experts that the engine recorded for it."""
+    for way in ("followed", "own"):
+        alone, first, second = all_told[1][0][way], *(shard[way] for shard in all_told[2])
+        assert first == second
+        assert first == pytest.approx(alone, rel=1e-4, abs=1e-5)
+        assert alone["mismatch/experts"] > 0.5, "routers would choose others"
+    followed, own = (all_told[2][0][way]["mismatch/abs_logprob"] for way in ("followed", "own"))
+    # Without a replay all that differs is the noise that was put in; other experts change more.
+    assert own == pytest.approx(0.1 * 2 / 3, abs=0.02)
+    assert abs(followed - own) > 1e-3
+
+
 def test_two_shards_end_with_the_weights_of_one(
     all_told: dict[int, list[dict[str, Any]]],
 ) -> None:

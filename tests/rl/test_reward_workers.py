@@ -12,8 +12,9 @@ import pytest
 from rewards.config import RewardsConfig
 from rewards.errors import RewardError
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.cluster import Cluster, RewardCalls
+from rl.cluster import Cluster
 from rl.config import TrainConfig
+from rl.ray_parts import RewardCalls
 from rl.reward_pool import RewardPool, quick_kinds
 
 PLUGIN = """

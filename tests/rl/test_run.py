@@ -161,17 +161,19 @@ def test_a_synchronous_run_goes_on_bit_for_bit_after_kill_9_of_everything(
     calm, killed = RunFolder(tmp_path / "calm"), RunFolder(tmp_path / "killed")
     settings = [*SHORT, f"policy.path={start}", "steps=6", "rollout.max_staleness=0"]
     settings.append("checkpoint.every=2")
-    with _under_way(killed, 3, *settings) as driver:
-        parts = [driver, *driver.children(recursive=True)]
+    with _under_way(killed, 3, "--revive", *settings) as looking_on:
+        parts = looking_on.children(recursive=True)  # the driver, and all that it has started
         for part in parts:
             part.kill()
-        driver.wait()
         _wait(lambda: not any(part.is_running() for part in parts), 20, "all are gone")
-    assert read_state(latest_checkpoint(killed.checkpoints)).step < 6
-    # Undisturbed, and with engine and learner taking turns: neither may change anything.
-    for folder, more in ((killed, "resume=true"), (calm, "cluster.placement=colocated")):
-        done = _run("train", "quickstart", *settings, f"run_dir={folder.root}", more)
-        assert done.returncode == 0, done.stderr
+        assert read_state(latest_checkpoint(killed.checkpoints)).step < 6
+        assert looking_on.wait(timeout=180) == 0, looking_on.stderr.read()
+        assert "the driver was lost: ended by SIGKILL" in looking_on.stderr.read()
+    assert json.loads(killed.summary.read_text())["restarts_by_part"] == {"driver": 1}
+    # With engine and learner taking turns: it may not change anything either.
+    turns = "cluster.placement=colocated"
+    done = _run("train", "quickstart", *settings, f"run_dir={calm.root}", turns)
+    assert done.returncode == 0, done.stderr
     found, expected = _outcome(killed), _outcome(calm)
     assert found[1] == expected[1]
     assert found == expected

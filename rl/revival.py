@@ -1,0 +1,119 @@
+"""A driver that is killed is started again, as a person would with `resume=true`.
+
+The process that looks on loads neither torch nor Ray. The driver is its child, and ends with it.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from rl.config import TrainConfig
+from rl.errors import RunFailed
+from rl.run_folder import run_root
+
+Result = TypeVar("Result")
+
+SETTLE_S = 10.0  # for what a lost driver leaves behind to end
+
+Drive = Callable[[TrainConfig, Sequence[str]], Result]
+"""Runs a recipe. The reasons are those for which drivers before it were lost since the checkpoint
+that it goes on from; too many of them are an error."""
+
+
+def revived(
+    drive: Drive[Result],
+    config: TrainConfig,
+    say: Callable[[str], None],
+    settle_s: float = SETTLE_S,
+) -> Result:
+    """What `drive` returns or raises, in a process of its own, however often that is killed.
+
+    Args:
+        drive: a function that a new process can import.
+        config: of the run; a new driver goes on from its last whole checkpoint.
+        say: hears that a driver was lost.
+        settle_s: seconds between the end of a driver and the next.
+
+    Raises:
+        RunFailed: this process was told to stop (SIGTERM), and the driver could not say so.
+    """
+    checkpoints = run_root(config) / "checkpoints"
+    lost: list[str] = []
+    newest = _newest(checkpoints) if config.resume else None
+    while True:
+        try:
+            return _in_child(drive, config, lost)
+        except ChildLost as error:
+            reason = str(error)
+        say(f"the driver was lost: {reason}; another one starts in {settle_s:.0f} s")
+        time.sleep(settle_s)
+        before, newest = newest, _newest(checkpoints)
+        lost = [*(lost if newest == before else ()), reason]
+        config = replace(config, resume=newest is not None)
+
+
+class ChildLost(Exception):
+    """The process has ended without an answer."""
+
+
+def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) -> Result:
+    """Raises ChildLost, or what `drive` raised."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin) as pool:
+        before = set(multiprocessing.active_children())
+        future = pool.submit(drive, config, lost)
+        (child,) = set(multiprocessing.active_children()) - before
+        told = []
+
+        def stop(number: int, frame: object) -> None:
+            told.append(number)
+            child.terminate()
+
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to both
+        terminate = signal.signal(signal.SIGTERM, stop)
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            child.join()
+            if told:
+                raise RunFailed("stopped; go on with resume=true") from error
+            raise ChildLost(_end_of(child.exitcode)) from error
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, terminate)
+
+
+def _begin() -> None:
+    """In the child: signals as usual, and an end with the parent's."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _end_of(code: int | None) -> str:
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            return f"ended by {signal.Signals(-code).name}"
+    return f"ended with {code}"
+
+
+def _newest(checkpoints: Path) -> str | None:
+    """The last whole checkpoint."""
+    latest = checkpoints / "latest"
+    return latest.readlink().name if latest.is_symlink() else None
