@@ -70,7 +70,7 @@ def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) ->
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin) as pool:
         before = set(multiprocessing.active_children())
-        future = pool.submit(drive, config, lost)
+        future = pool.submit(_drive, drive, config, lost)
         (child,) = set(multiprocessing.active_children()) - before
         told = []
 
@@ -83,7 +83,7 @@ def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) ->
         try:
             return future.result()
         except BrokenProcessPool as error:
-            child.join()
+            pool.shutdown()  # its own thread may be the one that reaps the child
             if told:
                 raise RunFailed("stopped; go on with resume=true") from error
             raise ChildLost(_end_of(child.exitcode)) from error
@@ -93,17 +93,30 @@ def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) ->
 
 
 def _begin() -> None:
-    """In the child: signals as usual, and an end with the parent's."""
+    """In the child: signals as usual, and a run that is told to stop when the parent ends."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def end_with_parent() -> None:
-        parent.join()
+        _parent().join()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _drive(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) -> Result:
+    """In the child: the run, which puts its things away when it is told to stop."""
+    try:
+        return drive(config, lost)
+    finally:
+        if not _parent().is_alive():  # who would hear of it, or call for more
+            os._exit(1)
+
+
+def _parent() -> multiprocessing.process.BaseProcess:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    return parent
 
 
 def _end_of(code: int | None) -> str:

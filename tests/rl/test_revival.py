@@ -1,5 +1,6 @@
 """Drivers that are really killed, with the smallest of runs in them."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -48,8 +49,24 @@ def refuses(config: TrainConfig, lost: Sequence[str]) -> None:
 
 
 def sleeps(config: TrainConfig, lost: Sequence[str]) -> None:
-    Path(config.run_dir or "").joinpath("pid").write_text(str(os.getpid()))
-    time.sleep(600)
+    """Told to stop, it puts things away, as a run does."""
+    folder = Path(config.run_dir or "")
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        (folder / "pid").write_text(str(os.getpid()))
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.2)
+            (folder / "away").touch()
+
+    try:
+        asyncio.run(run())
+    except asyncio.CancelledError as stop:
+        raise RunFailed("stopped; go on from the last checkpoint with resume=true") from stop
 
 
 def test_a_killed_driver_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
@@ -101,8 +118,9 @@ def test_a_driver_ends_with_the_process_that_looks_on(tmp_path: Path, number: in
     looking_on.send_signal(number)
     _, said = looking_on.communicate(timeout=60)
     assert psutil.wait_procs([driver], timeout=30)[1] == []
+    assert (tmp_path / "away").exists()
     if number == signal.SIGTERM:
-        assert "stopped; go on with resume=true" in said and looking_on.returncode == 1
+        assert "stopped; go on from" in said and looking_on.returncode == 1
 
 
 def test_a_run_that_goes_on_is_not_moved_aside(tmp_path: Path) -> None:
