@@ -14,7 +14,8 @@ are verified in it, while requests run).
 `cpu_per_step` bounds every way of overlapping: no step can take less than that over the cores.
 
     python -m benchmarks.loop_efficiency --steps 60 --rounds 3
-    python -m benchmarks.loop_efficiency engine.dtype=bfloat16 engine.eager=false --staleness 0 1
+    python -m benchmarks.loop_efficiency engine.dtype=bfloat16 engine.eager=false --staleness 0 1 \
+        --data benchmarks/data/loop_modes.json
 """
 
 import argparse
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folder", type=Path, default=Path("runs/throughput"))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("overrides", nargs="*", default=[], help="settings, such as steps=20")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
@@ -216,7 +218,7 @@ def main() -> None:
             )
             print_table(results[-1:])
     rows = [{**asdict(r), "useful": r.useful, "useful_of_free": r.useful_of_free} for r in results]
-    DATA.write_text(
+    arguments.data.write_text(
         json.dumps(
             {"hardware": hardware("cpu"), "overrides": arguments.overrides, "runs": rows}, indent=1
         )
