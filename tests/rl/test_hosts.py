@@ -62,7 +62,8 @@ class TwoNodes:
         found = []
         for process in self.nodes[node].children(recursive=True):
             try:
-                if re.match(pattern, " ".join(process.cmdline())):
+                line = " ".join(process.cmdline()) or process.name()  # it can be blank for a while
+                if re.match(pattern, line):
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue
