@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -151,6 +152,18 @@ def digests_of(worker: Any) -> dict[str, str]:
     return found
 
 
+def back_ends_of(worker: Any) -> set[str]:
+    """Who computes attention and experts."""
+    modules = list(receiver_of(worker).model.modules())
+    attention = {type(each.impl).__name__ for each in modules if isinstance(each, MLAAttention)}
+    experts = {
+        each.quant_method.moe_kernel.fused_experts.isa
+        for each in modules
+        if isinstance(each, RoutedExperts)
+    }
+    return attention | experts
+
+
 def directly(worker: Any) -> None:
     receiver = receiver_of(worker)
     receiver._plan = receiver.__dict__.get("plan", receiver._plan)
@@ -196,6 +209,12 @@ def largest(one: list[list[float]], other: list[list[float]]) -> float:
 
 def test_the_core_ends_when_its_owner_is_killed(fresh):
     assert not fresh.left_alive
+
+
+def test_the_back_end_is_the_processors(engine, dtype, runner):
+    amx = dtype == Dtype.bfloat16 and torch.cpu._is_amx_tile_supported()
+    (found,) = runner.run(engine._llm.collective_rpc(back_ends_of))
+    assert found == ({"AMXMLAImpl", "amx"} if amx else {"CPUMLAImpl", "vec"})
 
 
 def test_update_equals_a_fresh_start(engine, fresh, dtype, checkpoints, sequences, sender, runner):
