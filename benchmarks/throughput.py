@@ -3,7 +3,8 @@
 All go from one supervised start of the quickstart's tiny K2, on the same tasks in the same order,
 K = 8, 16 groups a step, one optimiser step on each, at most 64 tokens, temperature 1, GRPO's loss,
 verifiers, learning rate, betas and weight decay; no PTX, no held-out tasks, no checkpoints but the
-last. The optimiser is not the same: AdamW in TRL, MuonClip here, whose updates have AdamW's size.
+last. The optimiser is AdamW in TRL, and MuonClip here, which costs more and whose updates have
+AdamW's size; one of ours has AdamW too.
 
 Runs take turns. A rate is that of the steps after the first, from the metrics of the run: samples
 over wall time, whatever happens in it. Reward curves are kept with the rates.
@@ -45,6 +46,7 @@ AHEAD, BEHIND = "rollout.max_staleness=1", "rollout.max_staleness=0"
 BEST = ("engine.dtype=bfloat16", "engine.eager=false")
 TEMPER = {
     "one version ahead": (AHEAD, *BEST),
+    "one version ahead, AdamW": (AHEAD, *BEST, "optimizer.muon=false"),
     "the recipe as it is": (),
     "synchronous": (BEHIND, *BEST),
 }

@@ -13,6 +13,9 @@ class MuonClipConfig:
 
     learning_rate: float = 2e-6
     weight_decay: float = 0.1
+    muon: bool = True
+    """False: AdamW for matrices too. Muon brings a model nothing that AdamW has pretrained
+    (Moonlight, table 7). QK-Clip stays."""
     momentum: float = 0.95
     ns_steps: int = 5
     """Newton-Schulz iterations; more than 5 bring nothing."""

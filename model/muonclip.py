@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kernels.newton_schulz import newton_schulz
 from model.config import MuonClipConfig
 from model.exchange import BATCH_ELEMENTS, Layout, exchange
+from model.formats import CheckpointError
 from model.pieces import Piece, is_matrix
 from model.state import Run, SavedState
 
@@ -30,25 +31,27 @@ InMemory = Callable[[Tensor, bool], AbstractContextManager[None]]
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]],
     shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    muon: bool = True,
 ) -> list[dict[str, Any]]:
     """Who is updated by Muon and who by AdamW; routed experts apart, since they are sharded apart.
 
     `names` are the parameters' own, in the order of `params`. `shapes`: of whole parameters, where
-    an engine has already cut them.
+    an engine has already cut them. `muon`: False to leave all of them to AdamW.
     """
     kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         shape = parameter.shape if shapes is None else shapes[name]
-        key = (is_matrix(name, shape), ".experts." in name)
+        key = (muon and is_matrix(name, shape), ".experts." in name)
         kinds.setdefault(key, []).append((name, parameter))
     return [
         {
             "params": [parameter for _, parameter in members],
             "names": [name for name, _ in members],
-            "muon": muon,
+            "muon": orthogonal,
             "experts": experts,
         }
-        for (muon, experts), members in kinds.items()
+        for (orthogonal, experts), members in kinds.items()
     ]
 
 
@@ -133,8 +136,10 @@ class MuonClip(torch.optim.Optimizer):
         """Take the state that `saved_runs` gave, however it was cut; none where none was saved.
 
         Weights too, where they were saved (as kind "weight"). Raises CheckpointError if a part is
-        missing.
+        missing, or if another optimiser has saved it.
         """
+        for layout in self._laid_out().values():
+            _check_same(saved, layout)
         for tensor, layout in self._laid_out().items():
             with self.in_memory(tensor, changed=True):
                 if any(saved.has(_kinds(layout)[0], piece.parameter) for piece in layout.pieces):
@@ -277,6 +282,19 @@ class MuonClip(torch.optim.Optimizer):
 def _kinds(layout: Layout) -> tuple[str, ...]:
     """State of a flat tensor, as large as the tensor itself."""
     return ("momentum",) if layout.muon else ("exp_avg", "exp_avg_sq")
+
+
+def _check_same(saved: SavedState, layout: Layout) -> None:
+    """Raise CheckpointError if what Muon updates here was AdamW's when it was saved, or the other
+    way round."""
+    foreign = "exp_avg" if layout.muon else "momentum"
+    for piece in layout.pieces:
+        if saved.has(foreign, piece.parameter):
+            raise CheckpointError(
+                f"the optimiser state of {piece.parameter} was saved with optimizer.muon="
+                f"{str(not layout.muon).lower()}: go on with that, or start a new run from the "
+                "checkpoint's model (policy.path)"
+            )
 
 
 def _rms_scale(rows: int, columns: int) -> float:

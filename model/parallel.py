@@ -59,7 +59,7 @@ class StepReport:
 
     max_logit: float  # the largest attention logit of its forward passes
     clipped_heads: int
-    update_rms: float  # of the Muon updates before the learning rate: about 0.14-0.19
+    update_rms: float  # of Muon's updates before the learning rate: about 0.14-0.19; 0 without
     matrices: int  # orthogonalised
     grad_norm: float
     skipped: bool = False  # a gradient or a logit was not finite: nothing has changed
@@ -150,7 +150,7 @@ class Shard:
         if self._experts:
             self.policy.expert_marker = _ExpertMarker(next(iter(self._experts.values())).experts)
         named = [(name.removeprefix(ROOT), p) for name, p in self.policy.named_parameters()]
-        param_groups = parameter_groups(named, shapes)
+        param_groups = parameter_groups(named, shapes, muon=optimizer.muon)
         for group in param_groups if self._experts else ():
             # DeepSpeed's words for parameters that only some shards have in common.
             group["moe"], group["name"] = group["experts"], _group_name(parallel)

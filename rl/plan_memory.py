@@ -104,7 +104,7 @@ def learner_memory(
     kept = total if parallel.zero_stage == 3 else elements(held(weights, parallel, rank=0))
     buffers = sum(w.elements for w in weights if w.role is Role.buffer)
     # The engine keeps float32 weights of its own, even of weights that are float32 already.
-    state = FLOAT32 * (2 * total + mine[Role.adamw])
+    state = FLOAT32 * (total + _moments(config, mine))
     live = activations(architecture, weights, run)
     away = parallel.offload is not Offload.none
     # Offloading takes the gradients of the state along.
@@ -121,7 +121,7 @@ def learner_memory(
         gradients=gradients,
         optimizer=optimizer,
         activations=live,
-        step_buffers=_step_buffers(weights, {} if away else mine, run),
+        step_buffers=_step_buffers(config, weights, {} if away else mine, run),
         buckets=buckets,
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
@@ -155,8 +155,14 @@ def snapshot_bytes(config: TrainConfig, weights: Sequence[Weight], hardware: Har
         return written
     mine = owned_elements(weights, parallel)
     narrow = parallel.weights is not Precision.float32
-    state = FLOAT32 * ((1 + narrow) * sum(mine.values()) + mine[Role.adamw])
+    state = FLOAT32 * (narrow * sum(mine.values()) + _moments(config, mine))
     return written + min(ranks, parallel.shards) * state
+
+
+def _moments(config: TrainConfig, mine: Mapping[Role, int]) -> int:
+    """Numbers that the optimiser keeps: one of an element that Muon updates, else two."""
+    total = sum(mine.values())
+    return total + (mine[Role.adamw] if config.optimizer.muon else total)
 
 
 def _ranks(config: TrainConfig, hardware: Hardware) -> int:
@@ -200,8 +206,16 @@ def engine_memory(
     )
 
 
-def _step_buffers(weights: Sequence[Weight], owned: Mapping[Role, int], run: Pass) -> int:
-    """Gradients of one kind laid end to end, then Newton-Schulz of one batch of its matrices."""
+def _step_buffers(
+    config: TrainConfig, weights: Sequence[Weight], owned: Mapping[Role, int], run: Pass
+) -> int:
+    """Gradients of one kind laid end to end, then the update: Newton-Schulz of one batch of its
+    matrices, or of AdamW the root of the second moments."""
+    third_stage = run.parallel.zero_stage == 3
+    if not config.optimizer.muon:
+        spread = owned.get(Role.expert, 0)
+        flat = max(spread, sum(owned.values()) - spread)
+        return 2 * FLOAT32 * (min(flat, SUB_GROUP_ELEMENTS) if third_stage else flat)
     matrices = [w for w in weights if w.role in (Role.matrix, Role.expert)]
     largest = max(w.matrix_elements for w in matrices)
     total = sum(w.elements for w in matrices)
@@ -211,7 +225,7 @@ def _step_buffers(weights: Sequence[Weight], owned: Mapping[Role, int], run: Pas
     newton_schulz = 2 * batch + max(FLOAT32 * batch, 14 * chunk)
     travelling = CUT_BYTES * batch if cut_elements(weights, run.parallel) else 0
     flat = max(owned.values(), default=0)
-    if run.parallel.zero_stage == 3:
+    if third_stage:
         flat = 2 * min(flat, SUB_GROUP_ELEMENTS)
     return FLOAT32 * flat + newton_schulz + travelling
 

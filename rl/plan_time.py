@@ -29,7 +29,9 @@ from rl.plan_memory import FLOAT32, EngineMemory, LearnerMemory, number_bytes, t
 MUON_BYTES = 2  # of a number that travels to be orthogonalised, and of its update
 # Of an element with offload: gradient to the host, direction to the device, update back, weight.
 OFFLOAD_BYTES = 14
+ADAMW_OFFLOAD_BYTES = 8  # gradient to the host, weight back
 NVME_BYTES = 4 * FLOAT32  # momentum and float32 weight, from the disk and back to it
+ADAMW_NVME_BYTES = 6 * FLOAT32
 FORWARDS = 2  # of a token: forward and backward; a layer that is recomputed adds one
 NEWTON_SCHULZ_STEP = (4, 2)  # products of s x s by s x L and of s x s, in flops per s s L and s s s
 
@@ -136,14 +138,19 @@ def traffic(
     # Dispatch and combine: two trips of a forward pass.
     trips = 2 * (FORWARDS + parallel.checkpoint_layers)
     row = architecture.hidden_size * run.compute_bytes * architecture.num_experts_per_tok
-    travelling = {Offload.none: 0, Offload.cpu: OFFLOAD_BYTES, Offload.nvme: NVME_BYTES}
+    muon = config.optimizer.muon
+    travelling = {
+        Offload.none: 0,
+        Offload.cpu: OFFLOAD_BYTES if muon else ADAMW_OFFLOAD_BYTES,
+        Offload.nvme: NVME_BYTES if muon else ADAMW_NVME_BYTES,
+    }
     return Traffic(
         micro_batches=given.micro_batches,
         gradients=int(FLOAT32 * sent * (1 if parallel.zero_stage == 1 else given.micro_batches)),
         weights=int(
             run.weight_bytes * sent * (2 * given.micro_batches if parallel.zero_stage == 3 else 1)
         ),
-        muon=int(2 * MUON_BYTES * cut_elements(weights, parallel) / parallel.shards),
+        muon=int(muon * 2 * MUON_BYTES * cut_elements(weights, parallel) / parallel.shards),
         experts=int(trips * layers * given.tokens * row * _ring(parallel.expert_parallel)),
         offload=travelling[parallel.offload] * sum(owned_elements(weights, parallel).values()),
         publish=parameter_count(architecture) * number_bytes(config.engine.dtype),
@@ -182,6 +189,7 @@ def times(
         experts=steps * unbalanced * trips * sent.experts / expert_link,
         collectives=steps * (sent.gradients + gathers * sent.weights) / link,
         newton_schulz=steps
+        * config.optimizer.muon
         * newton_schulz_flops(weights, config.optimizer.ns_steps)
         / (parallel.shards * hardware.flops * hardware.newton_schulz_efficiency),
         muon=steps * sent.muon / link,

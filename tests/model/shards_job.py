@@ -105,7 +105,10 @@ def run(name: str, settings: dict[str, Any]) -> None:
         nvme_path=str(FOLDER / "nvme"),
     )
     optimizer = MuonClipConfig(
-        learning_rate=0.02, weight_decay=0.1, qk_clip_tau=settings.get("tau", 100.0)
+        learning_rate=0.02,
+        weight_decay=0.1,
+        qk_clip_tau=settings.get("tau", 100.0),
+        muon=settings.get("muon", True),
     )
     shard = Shard(network, fill, optimizer, parallel)
     shard.optimizer.ns_dtype = getattr(torch, settings.get("ns_dtype", "float32"))

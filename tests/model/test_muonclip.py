@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels.newton_schulz import newton_schulz
 from model import muonclip
 from model.config import MuonClipConfig
+from model.formats import CheckpointError
 from model.k2 import K2
 from model.muonclip import MuonClip, parameter_groups
 from model.state import SavedState, state_file
@@ -75,12 +76,16 @@ def test_every_matrix_follows_the_formulas(
     assert checked == 3 * (3 * 5 + 3 + 2 * (1 + 3 + 24))
 
 
-def test_adamw_group_equals_torch(make_small: Callable[..., K2]) -> None:
+@pytest.mark.parametrize(("muon", "members"), [(True, 2 + 3 * 4 + 1), (False, None)])
+def test_adamw_group_equals_torch(
+    make_small: Callable[..., K2], muon: bool, members: int | None
+) -> None:
     model, twin = make_small(), make_small()
-    optimizer = MuonClip(parameter_groups(model.named_parameters()), CONFIG)
+    groups = parameter_groups(model.named_parameters(), muon=muon)
+    optimizer = MuonClip(groups, CONFIG)
     theirs = [
         p
-        for group in parameter_groups(twin.named_parameters())
+        for group in parameter_groups(twin.named_parameters(), muon=muon)
         if not group["muon"]
         for p in group["params"]
     ]
@@ -90,13 +95,8 @@ def test_adamw_group_equals_torch(make_small: Callable[..., K2]) -> None:
         _set_grads(twin, step)
         optimizer.step()
         reference.step()
-    ours = [
-        p
-        for group in parameter_groups(model.named_parameters())
-        if not group["muon"]
-        for p in group["params"]
-    ]
-    assert len(ours) == 2 + 3 * 4 + 1
+    ours = [p for group in groups if not group["muon"] for p in group["params"]]
+    assert len(ours) == (members or len(list(model.parameters())))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -182,3 +182,21 @@ def test_state_survives_saving(make_small: Callable[..., K2], tmp_path: Path) ->
         optim.step()
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_state_of_another_optimiser_is_refused(
+    make_small: Callable[..., K2], tmp_path: Path, muon: bool
+) -> None:
+    model = make_small()
+    saving, taking = (
+        MuonClip(parameter_groups(model.named_parameters(), muon=choice), CONFIG)
+        for choice in (muon, not muon)
+    )
+    _set_grads(model, 0)
+    saving.step()
+    counters = {"adam_steps": saving.steps}
+    state_file(tmp_path, saving.saved_runs(), rank=0, size=1, counters=counters).write()
+    with pytest.raises(CheckpointError, match=f"optimizer.muon={str(muon).lower()}"):
+        taking.restore(SavedState(tmp_path))
+    assert not taking.state

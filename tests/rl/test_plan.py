@@ -76,6 +76,20 @@ def test_k2_states_on_128_shards_by_hand() -> None:
     assert offloaded.learner.host == plan.learner.gradients + plan.learner.optimizer
 
 
+def test_adamw_keeps_two_moments_of_every_element_and_sends_no_matrices() -> None:
+    with_muon = _plan("k2_full", *APART, "parallel.offload=none")
+    plan = _plan("k2_full", *APART, "parallel.offload=none", "optimizer.muon=false")
+    owned = 1014.686e9 / 128 + 11.722e9 / 128
+    assert plan.learner.optimizer == pytest.approx(12 * owned, rel=1e-3)
+    assert plan.learner.snapshot - with_muon.learner.snapshot == pytest.approx(
+        8 * (plan.learner.optimizer - with_muon.learner.optimizer), rel=1e-3
+    )
+    assert (plan.traffic.muon, plan.times.newton_schulz, plan.times.muon) == (0, 0.0, 0.0)
+    assert with_muon.traffic.muon > 0
+    travels, stays = (_plan("k2_full", *APART, f"optimizer.muon={m}") for m in ("true", "false"))
+    assert travels.traffic.offload / stays.traffic.offload == pytest.approx(14 / 8)
+
+
 def test_weights_for_engines_lie_twice_in_the_memory_of_a_learner_node() -> None:
     node = _plan("k2_full", *APART).learner.shared
     # 8 of 128 shards have 3 experts of every layer each; all else is dealt out, tensor by tensor.
