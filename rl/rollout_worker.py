@@ -1,5 +1,6 @@
 """What runs in a process that generates: one engine, and the critic that speaks through it."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class RolloutWorker:
             rubrics=rubrics,
             repetition_reward=rewards.repetition.reward,
         )
+        gc.freeze()  # a collection need not look at a million objects that stay: 0.3 s
 
     async def sample(
         self, task: Task, samples: int, temperature: float, rank: bool, start: Start | None
