@@ -211,3 +211,19 @@ def test_without_a_compiler_it_says_what_to_install(
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"parallel\.nvme_path=.*missing is not a folder"):
         _start(tmp_path / "missing")
+
+
+@needs_libaio
+def test_without_muon_both_moments_lie_on_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "nvme").mkdir()
+    done = _job(
+        tmp_path,
+        2,
+        {"memory": {"stage": 3, "muon": False}, "disk": NVME | {"muon": False}},
+    )
+    _compare(done["disk"], done["memory"], tolerance=0)
+    for rank, result in enumerate(done["disk"]):
+        assert result["in_memory"] == 2  # counts of steps: of experts, of all else
+        names = [f.name for f in (tmp_path / ON_DISK / f"rank{rank}").glob("*.swp")]
+        assert not any(name.startswith("momentum-") for name in names)
+        assert sum(name.startswith("exp_avg_sq-") for name in names) == 2

@@ -28,7 +28,7 @@ class AmxInTorch(importlib.abc.MetaPathFinder):
             amx = {"amx_tile": True, "amx_bf16": True}
             module.get_capabilities = lambda: MappingProxyType({**found(), **amx})
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module
         return spec
 
 
