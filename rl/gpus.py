@@ -21,6 +21,7 @@ class Reserved:
     strategy: Callable[[int], Any]
     """Ray's scheduling strategy for what is to run in a bundle."""
     share: float = 1.0  # of a GPU, for each who uses it
+    address: str = ""  # of the cluster
 
     def shard(self, rank: int) -> dict[str, Any]:
         """Ray's options for a learner shard: one GPU."""
@@ -36,6 +37,7 @@ class Reserved:
             return self._at(first, self.share)
         mine = self.bundles[first : first + ways]
         environment = {
+            "RAY_ADDRESS": self.address,  # vLLM's core would start a cluster of its own
             "VLLM_RAY_BUNDLE_INDICES": ",".join(map(str, mine)),
             "VLLM_RAY_PER_WORKER_GPUS": str(self.share),
         }

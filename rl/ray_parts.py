@@ -167,6 +167,7 @@ async def reserve(count: int, *, share: float = 1.0) -> Reserved | None:
             placement_group_capture_child_tasks=True,
         ),
         share=share,
+        address=ray.get_runtime_context().gcs_address,
     )
 
 
