@@ -201,7 +201,7 @@ async def rounds_of(
         with watch.time("verify"):
             here = await engine._arrivals.verified(update)
         with watch.time("load", core_seconds):
-            await engine._load(here)
+            await engine._load(here, ())
         sender.release(number)
     return watch
 

@@ -13,7 +13,8 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from model.send_segments import Place, Segment, bytes_of, file_bytes, places_of,
 
 SHARED_MEMORY = Path("/dev/shm")
 FOLDER = re.compile(r"temper-(?P<pid>\d+)-[0-9a-f]{16}")
+LAYER = re.compile(r"\.(\d+)\.")  # its number, in a tensor's name: the first one there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,19 @@ class WeightUpdate:
     digests: dict[str, str]  # of every tensor
     num_bytes: int
     changes: Changes | None = None  # in delta mode
+    layers: dict[int, "WeightUpdate"] = field(default_factory=dict)  # if they are sent one by one
+    by_rank: list[list[str]] = field(default_factory=list)
+    """The files as each rank of an engine finds them, where its ranks live on several hosts."""
 
     @property
     def digest(self) -> str:
         """Over version, names and content of all tensors."""
         return update_digest(self.version, self.digests)
+
+    def layer(self, number: int) -> "WeightUpdate":
+        """What belongs to one layer, which may be nothing."""
+        nothing = WeightUpdate(version=self.version, files=[], digests={}, num_bytes=0)
+        return self.layers.get(number, nothing)
 
 
 NO_CHANGES = Changes(base=None, files=[], num_bytes=0)
@@ -76,6 +86,10 @@ def merged(updates: Sequence[WeightUpdate]) -> WeightUpdate:
         digests=digests,
         num_bytes=sum(update.num_bytes for update in updates),
         changes=merged_changes([update.changes for update in updates]),
+        layers={
+            number: merged([update.layer(number) for update in updates])
+            for number in sorted({n for update in updates for n in update.layers})
+        },
     )
 
 
@@ -97,7 +111,12 @@ class WeightSender:
     """Publishes versions of the weights; a version's files stay until it is released."""
 
     def __init__(
-        self, *, bucket_bytes: int = 1 << 28, root: Path = SHARED_MEMORY, delta: bool = False
+        self,
+        *,
+        bucket_bytes: int = 1 << 28,
+        root: Path = SHARED_MEMORY,
+        delta: bool = False,
+        by_layer: bool = False,
     ) -> None:
         """Make the private folder and remove those of processes that are gone.
 
@@ -105,13 +124,14 @@ class WeightSender:
             bucket_bytes: of one file; a tensor larger than it gets one of its own.
             root: where the folder is made; the system's temporary folder if it is not there.
             delta: write what changed since the version before, too.
+            by_layer: write no two layers into one file, and tell what belongs to which.
 
         Raises ValueError if `bucket_bytes` is not positive.
         """
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self._bucket_bytes = bucket_bytes
-        self._delta = delta
+        self._delta, self._by_layer = delta, by_layer
         root = root if root.is_dir() else Path(tempfile.gettempdir())
         remove_dead_folders(root)
         self._folder = root / f"temper-{os.getpid()}-{secrets.token_hex(8)}"
@@ -182,19 +202,25 @@ class WeightSender:
     def _write(
         self, written: list[Segment], tensors: Iterable[tuple[str, Tensor]], version: int
     ) -> WeightUpdate:
+        layers: dict[int, WeightUpdate] = {}
         digests: dict[str, str] = {}
-        for bucket in buckets(tensors, self._bucket_bytes):
-            if twice := bucket.keys() & digests.keys():
-                raise ValueError(f"tensor {min(twice)} comes twice")
-            segment, places = self._segment(bucket, version)
-            written.append(segment)
-            digests |= segment.write(bucket, places, version)
-        return WeightUpdate(
-            version=version,
-            files=[str(segment.file) for segment in written],
-            digests=digests,
-            num_bytes=sum(len(segment.data) for segment in written),
-        )
+        for layer, some in groupby(tensors, self._layer_of):
+            files: list[Segment] = []
+            mine: dict[str, str] = {}
+            for bucket in buckets(some, self._bucket_bytes):
+                if twice := bucket.keys() & (digests.keys() | mine.keys()):
+                    raise ValueError(f"tensor {min(twice)} comes twice")
+                segment, places = self._segment(bucket, version)
+                written.append(segment)
+                files.append(segment)
+                mine |= segment.write(bucket, places, version)
+            digests |= mine
+            update = _update(version, files, mine)
+            layers[layer] = merged([layers[layer], update]) if layer in layers else update
+        return replace(_update(version, written, digests), layers=layers if self._by_layer else {})
+
+    def _layer_of(self, named: tuple[str, Tensor]) -> int:
+        return layer_of(named[0]) if self._by_layer else 0
 
     def _write_changes(self, written: Sequence[Segment], version: int) -> Changes:
         """Compare with the last version, which is still whole."""
@@ -238,6 +264,21 @@ class WeightSender:
     def _drop(self, segments: Iterable[Segment]) -> None:
         for segment in segments:
             segment.remove()
+
+
+def _update(version: int, files: Sequence[Segment], digests: dict[str, str]) -> WeightUpdate:
+    return WeightUpdate(
+        version=version,
+        files=[str(segment.file) for segment in files],
+        digests=digests,
+        num_bytes=sum(len(segment.data) for segment in files),
+    )
+
+
+def layer_of(name: str) -> int:
+    """The layer of a tensor, from 1; 0 if it is in none: embedding, last norm, head."""
+    found = LAYER.search(name)
+    return 1 + int(found[1]) if found else 0
 
 
 def buckets(

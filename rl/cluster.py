@@ -31,7 +31,7 @@ from rl.ray_parts import (
     connect,
     gpu_count,
     head_address,
-    host_of,
+    hosts_of,
     reserve,
 )
 from rl.remote import RemoteLearner, together
@@ -161,7 +161,7 @@ class Cluster:
             self._config.weights.transport,
             [await shard.host() for shard in shards],
             start=self._start_relay,
-            host_of=host_of,
+            hosts_of=hosts_of,
             restarts=self.restarts,
         )
         kind = ColocatedLearner if self._colocated else RemoteLearner
@@ -230,6 +230,7 @@ class Cluster:
             except BaseException:
                 worker.kill()
                 raise
+            worker.ranks = gpus.ranks(index, ways) if gpus else []
             return worker
 
         timeout_s = self._config.cluster.engine_timeout_s

@@ -104,6 +104,9 @@ class WeightsConfig:
     """Size of one file in shared memory."""
     delta: bool = False
     """Send what changed since the version before; pays between hosts, at small learning rates."""
+    by_layer: bool = False
+    """Engines load a layer while the next one is on its way: a host that weights are sent to holds
+    two layers of them, not two versions, and generation stands still meanwhile."""
     probe_sequences: int = 4
     probe_tolerance: float | None = None
     """Largest mean |log-prob difference| between engine and learner. None: by engine dtype."""
@@ -111,6 +114,11 @@ class WeightsConfig:
     def __post_init__(self) -> None:
         """Check the bounds."""
         _at_least(self, "weights", bucket_bytes=1 << 20, probe_sequences=1)
+        if self.delta and self.by_layer:
+            raise ValueError(
+                "weights.delta and weights.by_layer exclude each other: changes are made to a "
+                "whole version that lies on the host"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,7 +5,7 @@ colocated     | shard 0 | shard 1 | shard 2  | shard 3 |  half of each GPU
               | engine 0: the same| engine 1: the same |  the other half
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ class Reserved:
     bundles: tuple[int, ...]  # the bundle of each GPU
     strategy: Callable[[int], Any]
     """Ray's scheduling strategy for what is to run in a bundle."""
+    nodes: Callable[[], Mapping[int, str]]
+    """The node of every bundle; one that is lost moves to another."""
+    address: str  # of the cluster
     share: float = 1.0  # of a GPU, for each who uses it
-    address: str = ""  # of the cluster
 
     def shard(self, rank: int) -> dict[str, Any]:
         """Ray's options for a learner shard: one GPU."""
@@ -42,6 +44,11 @@ class Reserved:
             "VLLM_RAY_PER_WORKER_GPUS": str(self.share),
         }
         return self._at(first, 0) | {"runtime_env": {"env_vars": environment}}
+
+    def ranks(self, index: int, ways: int) -> list[str]:
+        """The nodes of an engine's workers, as vLLM numbers them."""
+        nodes, first = self.nodes(), index * ways
+        return [nodes[bundle] for bundle in self.bundles[first : first + ways]]
 
     def _at(self, gpu: int, share: float) -> dict[str, Any]:
         place = self.strategy(self.bundles[gpu])

@@ -71,7 +71,9 @@ class Learner:
             micro_batch_tokens=spec.micro_batch_tokens,
             router_bias_rate=spec.router_bias_rate,
         )
-        self._sender = WeightSender(bucket_bytes=spec.bucket_bytes, delta=spec.delta)
+        self._sender = WeightSender(
+            bucket_bytes=spec.bucket_bytes, delta=spec.delta, by_layer=spec.by_layer
+        )
         self._snapshot = Snapshot()
         self._iterations = 0
         self._version = 0  # last published

@@ -24,6 +24,7 @@ class LearnerSpec:
     micro_batch_tokens: int
     bucket_bytes: int
     delta: bool = False  # publish what changed since the version before
+    by_layer: bool = False  # publish files that engines load layer by layer
     compute_dtype: torch.dtype
     engine_dtype: torch.dtype
     int4_experts: bool

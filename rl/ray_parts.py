@@ -92,6 +92,7 @@ class Actor:
     def __init__(self, name: str, part: type, *args: Any, **options: Any) -> None:
         """Create `part(*args)` in a process of its own, placed as Ray's `options` say."""
         self.name = name
+        self.ranks: list[str] = []  # nodes of an engine's workers, if Ray has placed them
         self._host: str | None = None
         remote: Any = ray.remote(part)
         self.handle: ActorHandle = remote.options(**options).remote(*args)
@@ -133,9 +134,9 @@ def beside_driver() -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
-async def host_of(part: Any) -> str:
-    """The node that an actor lives on."""
-    return await part.host()
+async def hosts_of(engine: Any) -> list[str]:
+    """The nodes that an engine's ranks live on, in their order."""
+    return engine.ranks or [await engine.host()]
 
 
 def gpu_count() -> int:
@@ -168,6 +169,7 @@ async def reserve(count: int, *, share: float = 1.0) -> Reserved | None:
         ),
         share=share,
         address=ray.get_runtime_context().gcs_address,
+        nodes=lambda: placement_group_table(group)["bundles_to_node_id"],
     )
 
 

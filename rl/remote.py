@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.formats import CheckpointError
@@ -13,6 +14,7 @@ from rl.part import Part, asked_spans
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.supervision import Restarts
 from rl.timeline import Span
+from rl.weight_layers import by_layer
 from rl.weight_transport import WeightTransport
 
 if TYPE_CHECKING:
@@ -162,9 +164,12 @@ class RemotePolicy:
             published = await self._learner.publish(version)
             updates, transport = [part.update for part in published], self._learner.transport
             delivery = await transport.begin(updates, self._rollouts.workers) if transport else None
+            whole = merged(updates)
+            layers = partial(by_layer, transport, updates) if transport and whole.layers else None
             return Offer(
-                update=merged(updates),
+                update=whole,
                 at=delivery.at if delivery else None,
+                layers=layers,
                 probe=self._probe,
                 logprobs=published[0].probe_logprobs,
                 tolerance=self._tolerance,

@@ -8,7 +8,7 @@ weights that are served before it gets its first group.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from rl.part import Part, asked_spans, within
 from rl.supervision import Restarts
 from rl.timeline import Span
 from rl.turns import EnginesTurn
+from rl.weight_layers import Layer
 from rollout.episode import Group
 from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
 from rollout.probe import ProbeReport, compare_probe
@@ -46,6 +47,8 @@ class Offer:
     at: Callable[[Part], Awaitable[WeightUpdate]] | None = None
     """Where the update lies for an engine, once it is there; None: as it is, for all. Raises what
     is in `LOST` if it cannot come there."""
+    layers: Callable[[Sequence[Part]], AsyncGenerator[Layer, None]] | None = None
+    """The same for several engines, layer by layer: what they take then, in step."""
 
 
 @dataclass(slots=True, eq=False)
@@ -257,6 +260,8 @@ class RemoteRollouts:
             self._lose(seat, part, error)
 
     async def _give_all(self, offer: Offer) -> list[ProbeReport]:
+        if offer.layers is not None:
+            return await self._give_layers(offer, {s: s.part for s in self._seats if s.part})
         given = [self._give(seat, seat.part, offer) for seat in self._seats if seat.part]
         return [report for report in await asyncio.gather(*given) if report is not None]
 
@@ -270,11 +275,52 @@ class RemoteRollouts:
             self._lose(seat, part, error)
             return None
 
+    async def _give_layers(self, offer: Offer, to: Mapping[_Seat, Part]) -> list[ProbeReport]:
+        """Who cannot take a layer is lost: half of its weights are new, and half are old."""
+        assert offer.layers is not None
+        there, reports = dict(to), list[ProbeReport]()
+        async with contextlib.aclosing(offer.layers(list(to.values()))) as layers:
+            async for layer in layers:
+                taking = (self._load(seat, part, layer, offer) for seat, part in there.items())
+                answers = await asyncio.gather(*taking, return_exceptions=True)
+                for (seat, part), answer in zip(list(there.items()), answers, strict=True):
+                    if isinstance(answer, (*LOST, WeightUpdateError)):
+                        del there[seat]
+                        self._lose(seat, part, answer)
+                    elif isinstance(answer, BaseException):
+                        raise answer
+                    elif answer is not None:
+                        reports.append(answer)
+        return reports
+
+    async def _load(
+        self, seat: _Seat, part: Part, layer: Layer, offer: Offer
+    ) -> ProbeReport | None:
+        """Have an engine load a layer; after the last one, how it agrees."""
+        placed = layer.placed[part]
+        if isinstance(placed, BaseException):
+            raise placed
+        probe = offer.probe if layer.last else None
+        loading = part.call("load_layer", placed, layer.first, probe)
+        logprobs = await within(self._timeout_s + PATIENCE_S, seat.name, loading)
+        return self._report(seat, offer, logprobs) if layer.last else None
+
+    async def _receive_layers(self, seat: _Seat, part: Part, offer: Offer) -> None:
+        """Have an engine that joins take them all."""
+        assert offer.layers is not None
+        async with contextlib.aclosing(offer.layers([part])) as layers:
+            async for layer in layers:
+                await self._load(seat, part, layer, offer)
+
     async def _receive(self, seat: _Seat, part: Part, offer: Offer) -> ProbeReport:
         update = offer.update if offer.at is None else await offer.at(part)
         receiving = part.call("receive", update, offer.probe)
+        logprobs = await within(self._timeout_s + PATIENCE_S, seat.name, receiving)
+        return self._report(seat, offer, logprobs)
+
+    def _report(self, seat: _Seat, offer: Offer, logprobs: list[list[float]]) -> ProbeReport:
         return compare_probe(
-            await within(self._timeout_s + PATIENCE_S, seat.name, receiving),
+            logprobs,
             offer.logprobs,
             tolerance=offer.tolerance,
             version=offer.update.version,
@@ -333,7 +379,9 @@ class RemoteRollouts:
         part = await self._start(seat.index, seat.starts - 1)
         try:
             async with self._weights:
-                if self._offer is not None:
+                if self._offer is not None and self._offer.layers is not None:
+                    await self._receive_layers(seat, part, self._offer)
+                elif self._offer is not None:
                     await self._receive(seat, part, self._offer)
                 return part
         except BaseException:

@@ -107,6 +107,20 @@ class RolloutWorker:
             self._draws.new_version()
         return await self._engine.score_tokens(probe)
 
+    async def load_layer(
+        self, layer: Any, first: bool, probe: list[list[int]] | None
+    ) -> list[list[float]] | None:
+        """Take one layer of new weights; with the last one comes the probe, whose log-probs are
+        returned."""
+        before = self._engine.version
+        with self._spans.span("take a layer", version=layer.version):
+            await self._engine.load_layer(layer, first=first, last=probe is not None)
+        if probe is None:
+            return None
+        if layer.version != before:
+            self._draws.new_version()
+        return await self._engine.score_tokens(probe)
+
     async def take_spans(self, track: str) -> list[Span]:
         """What was done here since the last call."""
         return self._spans.take(track)

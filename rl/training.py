@@ -197,6 +197,7 @@ class Training:
             micro_batch_tokens=config.policy.micro_batch_tokens,
             bucket_bytes=config.weights.bucket_bytes,
             delta=config.weights.delta,
+            by_layer=config.weights.by_layer,
             compute_dtype=getattr(torch, config.policy.dtype.value),
             engine_dtype=getattr(torch, config.engine.dtype.value),
             int4_experts=config.policy.int4_experts,

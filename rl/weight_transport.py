@@ -27,7 +27,7 @@ SPARE_CALLS = 8  # to a relay that is busy with all groups
 
 StartRelay = Callable[[str], Awaitable[Part]]
 """Starts a relay on a host. Raises PartLost if the host is not there."""
-HostOf = Callable[[Part], Awaitable[str]]
+HostsOf = Callable[[Part], Awaitable[Sequence[str]]]
 Key = tuple[str, str]
 """What a relay does, "from" or "to", and its host."""
 
@@ -62,7 +62,7 @@ class WeightTransport:
         sources: Sequence[str],
         *,
         start: StartRelay,
-        host_of: HostOf,
+        hosts_of: HostsOf,
         restarts: Restarts,
     ) -> None:
         """Use one way for all.
@@ -71,10 +71,10 @@ class WeightTransport:
             kind: which way.
             sources: the host of every shard, by rank.
             start: makes a relay on a host.
-            host_of: tells where an engine lives.
+            hosts_of: tells where an engine's ranks live, its owner beside the first.
             restarts: counts the relays that are lost.
         """
-        self._kind, self._sources, self._host_of = kind, list(sources), host_of
+        self._kind, self._sources, self._hosts_of = kind, list(sources), hosts_of
         self._start, self._restarts = start, restarts
         self._relays: dict[Key, Part] = {}
         self._lost_at: dict[Key, float] = {}
@@ -109,14 +109,14 @@ class WeightTransport:
         by_host: dict[str, list[WeightUpdate]] = {}
         for host, update in zip(self._sources, updates, strict=True):
             by_host.setdefault(host, []).append(update)
-        asked = (self.host_of(part) for part in parts)
-        hosts = await asyncio.gather(*asked, return_exceptions=True)
-        there = {host for host in hosts if not isinstance(host, BaseException)}
+        asked = (self.hosts_of(part) for part in parts)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        there = {h for hosts in answers if not isinstance(hosts, BaseException) for h in hosts}
         return Delivery(self, {host: merged(some) for host, some in by_host.items()}, there)
 
-    async def host_of(self, part: Part) -> str:
-        """The host of an engine. Raises PartLost."""
-        return await within(ANSWER_S, "rollout worker", self._host_of(part))
+    async def hosts_of(self, part: Part) -> Sequence[str]:
+        """The hosts of an engine's ranks. Raises PartLost."""
+        return await within(ANSWER_S, "rollout worker", self._hosts_of(part))
 
     def apart(self, source: str, host: str) -> bool:
         """Whether what lies on `source` has to be sent to engines on `host`."""
@@ -276,13 +276,21 @@ class Delivery:
         self._arrivals: dict[str, Arrivals] = {source: {} for source in updates}
 
     async def at(self, part: Part) -> WeightUpdate:
-        """The whole update as it lies on the host of an engine.
+        """The whole update as it lies on the hosts of an engine.
 
         Raises:
-            PartLost: the engine is gone, or its host cannot be reached.
+            PartLost: the engine is gone, or a host of its cannot be reached.
             CrashLoop: a relay was lost too often.
         """
-        host = await self._transport.host_of(part)
+        ranks = await self._transport.hosts_of(part)
+        hosts = list(dict.fromkeys(ranks))
+        found = dict(zip(hosts, await asyncio.gather(*map(self._on, hosts)), strict=True))
+        own = found[ranks[0]]
+        if len(hosts) == 1:
+            return own
+        return replace(own, changes=None, by_rank=[found[host].files for host in ranks])
+
+    async def _on(self, host: str) -> WeightUpdate:
         while True:
             found = await asyncio.gather(*(self._from(source, host) for source in self._updates))
             # A relay that is lost while one comes may take others with it that are here.

@@ -94,6 +94,13 @@ class Update(Protocol):
     def changes(self) -> Changes | None: ...
 
 
+class PlacedUpdate(Update, Protocol):
+    """The same for an engine whose ranks may live on several hosts."""
+
+    @property
+    def by_rank(self) -> list[list[str]]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announced:
     """What the core process is told of an update."""
@@ -123,6 +130,7 @@ class Mappings:
     def __init__(self) -> None:
         """Map nothing yet."""
         self._maps: dict[str, tuple[tuple[int, int], torch.Tensor]] = {}
+        self._recent: dict[int, set[str]] = {}  # by version
 
     def bytes_of(self, file: str) -> torch.Tensor:
         """The bytes of a file. Raises OSError."""
@@ -148,6 +156,12 @@ class Mappings:
         """Let go of all other files."""
         wanted = set(files)
         self._maps = {file: known for file, known in self._maps.items() if file in wanted}
+
+    def keep_recent(self, update: "Announced") -> None:
+        """Let go of what is neither of this version nor of the one before it."""
+        self._recent.setdefault(update.version, set()).update(update.files)
+        self._recent = {v: self._recent[v] for v in list(self._recent)[-2:]}
+        self.keep(file for files in self._recent.values() for file in files)
 
 
 def contents(data: torch.Tensor) -> Contents:
@@ -223,7 +237,14 @@ def check_complete(
     if wrong := sorted(tensors.keys() ^ shapes.keys()):
         kind = "missing" if wrong[0] in shapes else "unknown"
         raise Refused(f"{kind} tensor {wrong[0]} ({len(wrong)} names differ)")
+    check_known(tensors, shapes)
+
+
+def check_known(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse tensors that are not those of the checkpoint."""
     for name, tensor in tensors.items():
+        if name not in shapes:
+            raise Refused(f"unknown tensor {name}")
         if list(tensor.shape) != list(shapes[name]):
             raise Refused(f"{name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
 

@@ -6,7 +6,6 @@ loaded is read, verified and gone back to in one way.
 
 import asyncio
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rollout.errors import WeightUpdateError
@@ -37,7 +36,6 @@ class Arrivals:
         """Hold nothing yet."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._mappings = Mappings()
-        self._before: Sequence[str] = ()
         self.held: HeldCopy | None = None  # in delta mode
 
     async def verified(self, update: Update) -> Announced:
@@ -69,8 +67,7 @@ class Arrivals:
         if update.changes is None:
             here = announced(update)
             verify(here, self._mappings)
-            self._mappings.keep([*here.files, *self._before])
-            self._before = here.files
+            self._mappings.keep_recent(here)
             return here
         if self.held is None:
             self.held = HeldCopy()

@@ -5,7 +5,6 @@ requests ran; here generation is paused. On CPU tensors go straight into what th
 (`rollout/receive_plan.py`) where the model allows; else vLLM reloads layer by layer.
 """
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -24,21 +23,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    VocabParallelEmbedding,
-)
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
-from vllm.model_executor.model_loader.reload.layerwise import (
-    _place_kernel_tensors,
-    get_layerwise_info,
-)
 from vllm.platforms import current_platform
 
-from rollout.receive_cpu import CpuReload, fix_rotary_cpu
+from rollout.receive_cpu import fix_rotary_cpu
+from rollout.receive_layers import LayersReload, Reload
 from rollout.receive_plan import DirectPlan, NoPlan
 from rollout.receive_segments import (
     Announced,
@@ -61,11 +49,14 @@ class ReceiverInit(WeightTransferInitInfo):
 
 @dataclass
 class ReceiverUpdate(WeightTransferUpdateInfo):
-    """One announced update, whose files are verified."""
+    """One announced update, or one layer of it, whose files are verified."""
 
     version: int
     files: list[str]
     digest: str
+    by_layer: bool = False
+    first: bool = True
+    last: bool = True
 
 
 class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
@@ -81,6 +72,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
         self._shapes = checkpoint_shapes(self._checkpoint)
         self._mappings = Mappings()
         self._current: Announced | None = None  # None: the checkpoint
+        self._layers: LayersReload | None = None  # between the first and the last one
         self._plan: DirectPlan | None = None
         dtype: Any = self.model_config.dtype
         if can_be_direct(self.vllm_config):
@@ -93,14 +85,33 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
         """Nothing: a refused update must leave the model alone, so all waits for the files."""
 
     def receive_weights(self, update_info: ReceiverUpdate) -> None:
-        """Load an update, wholly or not at all.
+        """Load an update, wholly or not at all, or a layer of one.
 
         Raises Refused if the files are not those announced, or if loading failed and the weights
         from before are loaded again; RuntimeError if they could not be: the model is unusable then.
+        Whatever is raised of a layer, it is unusable.
         """
         update = Announced(
             version=update_info.version, files=update_info.files, digest=update_info.digest
         )
+        if update_info.by_layer:
+            self._receive_layer(update, first=update_info.first, last=update_info.last)
+        else:
+            self._receive_whole(update)
+
+    def _receive_layer(self, update: Announced, *, first: bool, last: bool) -> None:
+        if first:
+            self._layers = LayersReload(self.model, self.model_config, self._shapes)
+        if self._layers is None:
+            raise RuntimeError("the first layer has not come")
+        self._layers.load(read_update(update, self._mappings))
+        read_update(update, self._mappings)  # has the sender written them again meanwhile?
+        self._mappings.keep_recent(update)
+        if last:
+            self._layers.end()
+            self._layers = None
+
+    def _receive_whole(self, update: Announced) -> None:
         tensors = read_update(update, self._mappings)
         check_complete(tensors, self._shapes)
         try:
@@ -142,14 +153,9 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
         if self._plan is not None:
             self._plan.load(tensors)
             return
-        model: Any = self.model
-        abandon_reload(model)
-        with CpuReload(model) if current_platform.is_cpu() else contextlib.nullcontext():
-            initialize_layerwise_reload(model)
-            model.load_weights(iter(tensors.items()))
-            finalize_layerwise_reload(model, self.model_config)
-        if getattr(self.model_config.hf_text_config, "tie_word_embeddings", False):
-            tie_head(model)
+        reload = Reload(self.model, self.model_config)
+        reload.load(tensors)
+        reload.end()
 
 
 def can_be_direct(config: Any) -> bool:
@@ -183,25 +189,6 @@ def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
         with safe_open(file, framework="pt") as handle:
             tensors |= {name: handle.get_tensor(name) for name in list(handle.keys())}
     return tensors
-
-
-def abandon_reload(model: torch.nn.Module) -> None:
-    """Put the tensors of the kernels back into layers that a failed reload has left without."""
-    for layer in model.modules():
-        info = get_layerwise_info(layer)
-        if info.can_load() and info.kernel_tensors is not None:
-            _place_kernel_tensors(layer, info)
-            info.reset()
-
-
-def tie_head(model: torch.nn.Module) -> None:
-    """Make the head the embedding again: the layer-wise reload parts them and fills only one."""
-    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
-    (embedding,) = (m for m in layers if not isinstance(m, ParallelLMHead))
-    for head in layers:
-        if isinstance(head, ParallelLMHead):
-            head.tie_weights(embedding)
-            head.quant_method.process_weights_after_loading(head)
 
 
 def end_with_parent() -> None:

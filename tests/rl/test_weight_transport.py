@@ -21,10 +21,10 @@ Simulate = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class Engine:
-    """A rollout worker: all that matters is where it lives."""
+    """A rollout worker: all that matters is where it lives, and the ranks of its engine."""
 
-    def __init__(self, host: str) -> None:
-        self.host = host
+    def __init__(self, *hosts: str) -> None:
+        self.host, self.hosts = hosts[0], list(hosts)
 
     async def call(self, method: str, *args: Any) -> Any:
         raise AssertionError(method)
@@ -143,7 +143,7 @@ class Network:
             kind,
             sources,
             start=self._start,
-            host_of=self._host_of,
+            hosts_of=self._hosts_of,
             restarts=self.restarts,
         )
 
@@ -156,8 +156,8 @@ class Network:
         self.relays.append(relay)
         return relay
 
-    async def _host_of(self, part: Any) -> str:
-        return part.host
+    async def _hosts_of(self, part: Any) -> list[str]:
+        return part.hosts
 
     async def begin(self, version: int, engines: list[Engine]) -> Callable[[Part], Awaitable[Any]]:
         updates = [_update(shard, version) for shard in range(len(self.sources))]

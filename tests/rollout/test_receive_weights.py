@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,17 @@ def sender(tmp_path: Path) -> Iterator[WeightSender]:
 
 def publish(sender: WeightSender, folder: Path, dtype: Dtype, version: int) -> WeightUpdate:
     return sender.publish(export_tensors(load_k2(folder), getattr(torch, dtype.value)), version)
+
+
+async def take_layers(engine: Engine, update: WeightUpdate) -> None:
+    """Layer by layer; the files of each are written over as soon as it is loaded."""
+    *_, last = update.layers
+    for number, layer in update.layers.items():
+        placed = replace(layer, by_rank=[layer.files])
+        await engine.load_layer(placed, first=number == 0, last=number == last)
+        for file in layer.files:
+            with Path(file).open("r+b") as handle:
+                handle.write(bytes(Path(file).stat().st_size))
 
 
 def receiver_of(worker: Any) -> Any:
@@ -228,6 +239,27 @@ def test_update_equals_a_fresh_start(engine, fresh, dtype, checkpoints, sequence
     assert engine.version == 2
 
 
+def test_layers_that_come_one_by_one_equal_a_fresh_start(
+    engine, fresh, dtype, checkpoints, sequences, tmp_path, runner
+):
+    sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path, by_layer=True)
+    old = runner.run(engine.score_tokens(sequences))
+    for _ in range(2):
+        number = next(NUMBERS) * 10
+        for version, folder, expected in (
+            (number, checkpoints[1], fresh.scores),
+            (number + 1, checkpoints[0], old),
+        ):
+            update = publish(sender, folder, dtype, version)
+            assert list(update.layers) == [0, 1, 2, 3]
+            runner.run(take_layers(engine, update))
+            sender.release(version)
+            assert engine.version == version
+            assert largest(runner.run(engine.score_tokens(sequences)), expected) < 1e-5
+    assert largest(old, fresh.scores) > 1
+    sender.close()
+
+
 def test_a_planned_loading_leaves_what_vllms_own_reload_leaves(
     engine, dtype, checkpoints, sequences, sender, runner
 ):
@@ -332,15 +364,18 @@ def test_a_loading_that_fails_half_way_is_undone(
     runner.run(engine._llm.collective_rpc(directly))
 
 
-def test_update_in_flight(engine, dtype, checkpoints, reference, sender, runner):
-    runner.run(engine.receive(publish(sender, checkpoints[0], dtype, 10)))
-    update = publish(sender, checkpoints[1], dtype, 11)
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_update_in_flight(engine, dtype, checkpoints, reference, tmp_path, runner, by_layer):
+    sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path, by_layer=by_layer)
+    version = next(NUMBERS) * 10
+    runner.run(engine.receive(publish(sender, checkpoints[0], dtype, version - 1)))
+    update = publish(sender, checkpoints[1], dtype, version)
 
     async def generate() -> list[Completion]:
         requests = engine.generate([9, 8, 7], samples=16, max_tokens=200, temperature=1.0)
         running = asyncio.create_task(requests)
         await asyncio.sleep(0.5)
-        await engine.receive(update)
+        await (take_layers(engine, update) if by_layer else engine.receive(update))
         return await running
 
     across = [c for c in runner.run(generate()) if len(set(c.versions)) == 2]
@@ -351,8 +386,9 @@ def test_update_in_flight(engine, dtype, checkpoints, reference, sender, runner)
     mean = default_tolerance(dtype)
     rows: list[list[list[float]]] = [[], [], [], []]
     for each, by_new, by_old in zip(across, new, old, strict=True):
-        switch = each.versions.index(11)
-        assert each.versions == [10] * switch + [11] * (len(each.token_ids) - switch)
+        switch = each.versions.index(version)
+        rest = len(each.token_ids) - switch
+        assert each.versions == [version - 1] * switch + [version] * rest
         first = len(each.prompt_ids) - 1
         before, after = each.logprobs[:switch], each.logprobs[switch:]
         expected = by_old[first : first + switch], by_new[first + switch :]
@@ -362,7 +398,8 @@ def test_update_in_flight(engine, dtype, checkpoints, reference, sender, runner)
             assert largest([before], [by_new[first : first + switch]]) > 10 * mean
     # Together: in a short piece one token near a tie between two experts is most of the mean.
     for found, expected in zip(rows[:2], rows[2:], strict=True):
-        compare_probe(found, expected, tolerance=mean, engine="", version=11)
+        compare_probe(found, expected, tolerance=mean, engine="", version=version)
+    sender.close()
 
 
 @pytest.fixture
@@ -374,21 +411,27 @@ def short_limits(monkeypatch: pytest.MonkeyPatch, dtype: Dtype) -> None:
 
 
 @pytest.mark.usefixtures("short_limits")
-def test_an_engine_leaves_nothing_behind(engine, dtype, checkpoints, sender, runner):
-    """The module's engine; later tests need none. It is shut down, or hangs in an update."""
+def test_an_engine_leaves_nothing_behind(engine, dtype, checkpoints, tmp_path, runner):
+    """The module's engine; later tests need none. It hangs in an update, or refuses a layer."""
+    sender = WeightSender(bucket_bytes=1 << 22, root=tmp_path, by_layer=True)
     cores = [c for c in psutil.Process().children() if "EngineCore" in c.name()]
     assert len(cores) == 1
     mapped = {m.path for m in cores[0].memory_maps() if m.path.startswith("/dev/shm/")}
     if dtype is Dtype.float32:
+        end = r"version 999 .* half-way: not within 3 s"
         cores[0].suspend()
-        update = publish(sender, checkpoints[0], dtype, 99)
-        with pytest.raises(EngineError, match=r"version 99 .* half-way: not within 3 s"):
+        update = publish(sender, checkpoints[0], dtype, 999)
+        with pytest.raises(EngineError, match=end):
             runner.run(engine.receive(update))
     else:
-        runner.run(engine.shutdown())
+        end = r"version 999 .* half-way: .*safetensors: the content of model\.layers\.1\."
+        update = publish(sender, checkpoints[0], dtype, 999)
+        flip_byte(update.layers[2].files[0], -1)
+        with pytest.raises(EngineError, match=end):
+            runner.run(take_layers(engine, update))
+    sender.close()
     assert not psutil.wait_procs(cores, timeout=20)[1]
     assert not [path for path in mapped if Path(path).exists()]
-    end = "not within 3 s" if dtype is Dtype.float32 else "was shut down"
     with pytest.raises(EngineError, match=end):
         runner.run(engine.generate([1], samples=1, max_tokens=1, temperature=1.0))
 
