@@ -1,4 +1,5 @@
-"""A run on two nodes of Ray: two engines, two learner shards; a relay and then a node are killed.
+"""Runs on two nodes of Ray: of two engines and two learner shards, where a relay and then a node
+are killed; and of one engine with a rank on each node.
 
 Both nodes are on this machine, with shared memory in common; to a run they are two hosts all the
 same, and what the engine on the second has mapped shows which way its weights came.
@@ -30,6 +31,7 @@ RAY = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--
 QUICK_TO_NOTICE = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
 # Ray remembers in ~/.ray whether clusters of this user have a token.
 OPEN = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+PROCESSORS_AS_GPUS = str(Path(__file__).parent / "processors_as_gpus")
 STEPS = 30
 SMALL = [
     "wandb=disabled",
@@ -47,7 +49,14 @@ SMALL = [
     "parallel.zero_stage=2",
     f"steps={STEPS}",
 ]
-LEARNERS, RELAY = "ray::LearnerWorker", "ray::WeightRelay"
+SPANNING = [  # as K2's: learner and engine take turns on all devices of the cluster
+    "cluster.placement=colocated",
+    "cluster.rollout_workers=1",
+    "engine.tensor_parallel_size=2",
+    "weights.by_layer=true",
+    "steps=12",
+]
+LEARNERS, RELAY, RANKS = "ray::LearnerWorker", "ray::WeightRelay", "ray::RayWorkerProc"
 
 
 @dataclass
@@ -84,11 +93,22 @@ def _free_port() -> int:
 
 
 @pytest.fixture
-def cluster() -> Iterator[TwoNodes]:
+def gpus(request: pytest.FixtureRequest) -> int:
+    """Of each node, as Ray counts them."""
+    return getattr(request, "param", 0)
+
+
+@pytest.fixture
+def environment(gpus: int) -> dict[str, str]:
+    return OPEN | ({"PYTHONPATH": PROCESSORS_AS_GPUS} if gpus else {})
+
+
+@pytest.fixture
+def cluster(gpus: int, environment: dict[str, str]) -> Iterator[TwoNodes]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # pytest's are too long for Ray's sockets
     port = _free_port()
     common = ["--num-cpus=4", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-    common += ["--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    common += ["--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-gpus={gpus}"]
     head = ["--head", f"--port={port}", "--include-dashboard=false"]
     head += [f"--ray-client-server-port={_free_port()}"]
     head += [f"--system-config={json.dumps(QUICK_TO_NOTICE)}"]
@@ -98,7 +118,9 @@ def cluster() -> Iterator[TwoNodes]:
         command, file = [*RAY, *common, *arguments], folder / f"node{len(nodes)}.log"
         with file.open("w") as log:
             nodes.append(
-                psutil.Popen(command, stdout=log, stderr=log, env=OPEN, start_new_session=True)
+                psutil.Popen(
+                    command, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
             )
         _wait(lambda: "runtime started" in file.read_text(), 180, file.name)
 
@@ -116,15 +138,17 @@ def cluster() -> Iterator[TwoNodes]:
 
 
 @pytest.fixture
-def running(cluster: TwoNodes, tmp_path: Path) -> Iterator[tuple[psutil.Popen, RunFolder]]:
+def running(
+    cluster: TwoNodes, gpus: int, environment: dict[str, str], tmp_path: Path
+) -> Iterator[tuple[psutil.Popen, RunFolder]]:
     folder = RunFolder(tmp_path / "run")
     driver = psutil.Popen(
-        [*TEMPER, "train", "quickstart", *SMALL, f"run_dir={folder.root}",
-         f"cluster.ray_address={cluster.address}"],
+        [*TEMPER, "train", "quickstart", *SMALL, *(SPANNING if gpus else ()),
+         f"run_dir={folder.root}", f"cluster.ray_address={cluster.address}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=OPEN,
+        env=environment,
         start_new_session=True,
     )  # fmt: skip
     try:
@@ -190,6 +214,49 @@ def test_two_hosts_a_killed_relay_and_then_one_host(
     summary = json.loads(folder.summary.read_text())
     assert summary["restarts"] >= 1 and summary["steps"] == STEPS
     assert _generated(folder) == {"rollout worker 0", "rollout worker 1"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("gpus", [1], indirect=True)
+def test_an_engine_with_a_rank_on_each_host(
+    cluster: TwoNodes, running: tuple[psutil.Popen, RunFolder]
+) -> None:
+    """Each rank loads, layer by layer, what lies on its host: of the shard there, or received."""
+    driver, folder = running
+
+    def steps() -> int:
+        return len(read_metrics(folder.metrics))
+
+    def wait_for(step: int) -> None:
+        _wait(lambda: steps() >= step or driver.poll() is not None, 240, f"step {step}")
+        assert driver.poll() is None, driver.stdout.read()
+
+    def check_maps() -> set[int]:
+        ranks = set()
+        for node in (0, 1):
+            ((rank,), (shard,)) = (cluster.of(node, each) for each in (RANKS, LEARNERS))
+            senders, relays = _senders(rank), _pids(cluster.of(node, RELAY))
+            assert shard.pid in senders and senders - {shard.pid}
+            assert senders - {shard.pid} <= relays
+            ranks.add(rank.pid)
+        return ranks
+
+    wait_for(2)
+    first = check_maps()
+    for relay in cluster.of(1, RELAY):
+        relay.kill()
+    wait_for(steps() + 2)
+    assert check_maps() == first
+    (rank,) = cluster.of(1, RANKS)
+    rank.kill()
+    wait_for(steps() + 2)
+    assert not check_maps() & first
+    assert driver.wait(timeout=240) == 0, driver.stdout.read()
+    assert "rollout worker 0 was lost" in driver.stdout.read()
+    rows = read_metrics(folder.metrics)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert max(row.get("probe/max_abs_logprob", 0.0) for row in rows) < 1e-3
+    assert sum("probe/max_abs_logprob" in row for row in rows) >= 10
 
 
 def _generated(folder: RunFolder) -> set[str]:

@@ -33,6 +33,7 @@ from rollout.episode import Completion
 from rollout.errors import EngineError, StaleWeightsError, WeightUpdateError
 from rollout.probe import compare_probe, default_tolerance
 from rollout.receive_cpu import CpuReload
+from rollout.receive_layers import keep_waiting
 from rollout.receive_plan import DirectPlan, NoPlan
 from rollout.receive_segments import (
     Announced,
@@ -525,3 +526,23 @@ def test_kv_b_dropped_by_amx_attention_is_reloaded():
             reload(model, weight * factor)
         assert torch.equal(model.packed, weight * factor)
         assert model.kv_b_proj.weight.numel() == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_waits_for_the_rest_of_its_module_outlives_its_file(kept):
+    """As an embedding does whose rows are padded: not all of its elements ever come."""
+
+    class ModelConfig:
+        dtype = torch.float32
+
+    model = nn.Linear(3, 2)
+    record_metadata_for_reloading(model)
+    initialize_layerwise_reload(model)
+    weight = torch.arange(6.0).view(2, 3)
+    passing = weight.clone()
+    model.weight.weight_loader(model.weight, passing[:2])
+    if kept:
+        keep_waiting(model, {"weight": passing, "other": weight})
+    passing.zero_()
+    finalize_layerwise_reload(model, ModelConfig())
+    assert torch.equal(model.weight, weight) is kept
