@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from model.send_segments import Segment, file_bytes, places_of
-from model.send_weights import Changes, WeightSender, buckets, merged
+from model.send_weights import Changes, WeightSender, buckets, layer_of, merged
 
 
 def tensors(count: int) -> list[tuple[str, torch.Tensor]]:
@@ -206,3 +206,32 @@ def test_changes_of_several_senders_become_one(tmp_path: Path):
     assert merged([parts[0], whole]).changes == Changes(base=None, files=[], num_bytes=0)
     plain = WeightSender(root=tmp_path).publish(both[2:], 2)
     assert merged([parts[0], plain]).changes is None
+
+
+def test_layers_lie_in_files_of_their_own_and_make_up_the_version(tmp_path: Path):
+    def named(*names: str) -> list[tuple[str, torch.Tensor]]:
+        return [(name, torch.full((4, 4), float(len(name)))) for name in names]
+
+    first = WeightSender(bucket_bytes=130, root=tmp_path, by_layer=True)
+    second = WeightSender(bucket_bytes=130, root=tmp_path, by_layer=True)
+    mine = ["embed.weight", "layers.0.a", *(f"layers.1.experts.{i}.w" for i in (0, 10, 11)), "norm"]
+    updates = [
+        first.publish(named(*(f"model.{name}" for name in mine)), 3),
+        second.publish(named("model.layers.1.b", "model.layers.12.c"), 3),
+    ]
+    whole = merged(updates)
+    assert [layer_of(name) for name in ("model.norm", "model.layers.0.a.7.w")] == [0, 1]
+    assert list(whole.layers) == [0, 1, 2, 13]
+    assert [len(layer.files) for layer in whole.layers.values()] == [2, 1, 3, 1]
+    for number, layer in whole.layers.items():
+        found = {n: t for file in layer.files for n, t in load_file(file).items()}
+        assert found.keys() == layer.digests.keys()
+        assert {layer_of(name) for name in found} == {number}
+        assert (layer.version, layer.num_bytes) == (3, 64 * len(found))
+        assert layer.digests.items() <= whole.digests.items()
+    parts = whole.layers.values()
+    assert sorted(f for layer in parts for f in layer.files) == sorted(whole.files)
+    assert sum(layer.num_bytes for layer in parts) == whole.num_bytes
+    assert updates[1].layer(0).files == [] and not WeightSender(root=tmp_path).publish([], 1).layers
+    with pytest.raises(ValueError, match=r"tensor model\.norm comes twice"):
+        first.publish(named("model.norm", "model.layers.0.a", "model.norm"), 4)

@@ -1,21 +1,23 @@
 """Which way published weights take to which host, and what happens when hosts or relays go."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from model.send_weights import WeightUpdate
+from model.send_weights import WeightUpdate, merged
 from rl.config import Transport
 from rl.errors import CrashLoop, PartLost
 from rl.part import Part
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.supervision import Restarts
+from rl.weight_layers import Layer, by_layer
 from rl.weight_link import CPU, CUDA, GroupOver, Meeting
 from rl.weight_transport import SPARE_CALLS, WeightTransport
-from rollout.errors import WeightUpdateError
+from rollout.errors import EngineError, WeightUpdateError
 
 Simulate = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -459,5 +461,114 @@ def test_a_version_that_is_refused_everywhere_does_not_come(simulate: Simulate) 
         at = await network.begin(1, [engine])
         with pytest.raises(PartLost, match="the way of weights to host b was lost: wrong bytes"):
             await at(engine)
+
+    simulate(main())
+
+
+def test_ranks_on_several_hosts_hear_of_the_files_on_theirs(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, engine = Network("a", "b"), Engine("a", "a", "b", "c")
+        update = await (await network.begin(1, [engine]))(engine)
+        near, other, far = (
+            ["shard 0/1", "a/from b/1"],
+            ["b/from a/1", "shard 1/1"],
+            ["c/from a/1", "c/from b/1"],
+        )
+        assert update.by_rank == [near, near, other, far]
+        assert update.files == near
+        assert sorted(network.groups) == [(1, 3), (2, 3)]
+        alone = Engine("b", "b")
+        update = await (await network.begin(2, [alone]))(alone)
+        assert (update.files, update.by_rank) == (["b/from a/2", "shard 1/2"], [])
+        network.gone.add("c")
+        with pytest.raises(PartLost, match="does not have it any more"):
+            await (await network.begin(3, [engine]))(engine)
+
+    simulate(main())
+
+
+class LayerWorker(Engine):
+    """A rollout worker that takes a second for each layer, and fails at one."""
+
+    def __init__(self, *hosts: str, fails_at: int | None = None) -> None:
+        super().__init__(*hosts)
+        self.took: list[tuple[list[str], bool]] = []
+        self.fails_at, self.killed = fails_at, False
+
+    async def call(self, method: str, layer: WeightUpdate, first: bool, probe: Any) -> Any:
+        assert method == "load_layer"
+        self.took.append((layer.files, first))
+        await asyncio.sleep(1.0)
+        if len(self.took) == self.fails_at:
+            raise EngineError("half-way")
+        return probe and [[0.0]]
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_layers_are_loaded_in_step_while_the_next_one_comes(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, count = Network("a", "b"), 5
+        near, far, bad = LayerWorker("a"), LayerWorker("b", "c"), LayerWorker("c", fails_at=3)
+        again, clock = LayerWorker("c"), asyncio.get_running_loop().time
+        network.transfer_s = 0.9
+        seen: list[tuple[int, int]] = []
+
+        async def start(index: int, number: int) -> Part:
+            return again
+
+        def part(shard: int, layer: int) -> WeightUpdate:
+            return replace(_update(shard, 7), files=[f"shard {shard}/layer {layer}"])
+
+        # The second shard has nothing of the first layer.
+        layers = [{n: part(shard, n) for n in range(shard, count)} for shard in (0, 1)]
+        updates = [replace(_update(shard, 7), layers=layers[shard]) for shard in (0, 1)]
+
+        async def watched(parts: Sequence[Part]) -> AsyncGenerator[Layer, None]:
+            async with aclosing(by_layer(network.transport, updates, parts)) as coming:
+                async for layer in coming:
+                    seen.append((len(near.took), len(network.groups)))
+                    yield layer
+
+        rollouts = RemoteRollouts([near, far, bad], start, network.restarts, timeout_s=1e9)
+
+        async def offer() -> Offer:
+            return Offer(
+                update=merged(updates),
+                layers=watched,
+                probe=[[1, 2]],
+                logprobs=[[0.0]],
+                tolerance=0.1,
+            )
+
+        began = clock()
+        assert len(await rollouts.serve(offer)) == 2
+        assert clock() - began < 1.0 + count + 0.5  # of 1.0 and 0.9 the larger one counts
+        # No layer is under way but the one that comes next.
+        assert seen == [(n, 2 * (n + 1)) for n in range(count)]
+        assert [first for _, first in near.took] == [True] + [False] * (count - 1)
+        assert near.took[0][0] == ["shard 0/layer 0", "a/from b/7"]
+        assert len(far.took) == count and len(bad.took) == 3
+        while again not in rollouts.workers:
+            await asyncio.sleep(0.1)
+        assert bad.killed and len(again.took) == count and again.took[0][1]
+        assert network.restarts.counts == {"rollout worker 2": 1}
+        await rollouts.close()
+
+    simulate(main())
+
+
+def test_who_cannot_be_reached_with_a_layer_is_lost_and_the_others_go_on(
+    simulate: Simulate,
+) -> None:
+    async def main() -> None:
+        network, near, far = Network("a"), LayerWorker("a"), LayerWorker("b")
+        layers = {n: replace(_update(0, 7), files=[f"layer {n}"]) for n in range(3)}
+        update = replace(_update(0, 7), layers=layers)
+        network.gone.add("b")
+        async for layer in by_layer(network.transport, [update], [near, far]):
+            assert layer.placed[near].files[0].startswith("layer")
+            assert isinstance(layer.placed[far], PartLost)
 
     simulate(main())
