@@ -6,7 +6,6 @@ same files that engines of this host map, and the same digests verify them.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +33,7 @@ class Broadcaster:
     def __init__(self) -> None:
         """Map nothing yet."""
         self._maps: dict[str, tuple[int, Tensor]] = {}
-        self._before: Sequence[str] = ()
+        self._versions: dict[str, int] = {}  # in which each of them was last sent
 
     def send(self, update: WeightUpdate, link: Link) -> bool:
         """Bring an update to all receivers; only its changes, if all of them hold their base.
@@ -60,9 +59,9 @@ class Broadcaster:
         length = torch.tensor([len(encoded)])
         for each in (length.view(torch.uint8), encoded, *data):
             link.broadcast(each)
-        kept = {*files, *self._before}
-        self._maps = {file: known for file, known in self._maps.items() if file in kept}
-        self._before = files
+        self._versions |= dict.fromkeys(files, update.version)
+        for file in [f for f, last in self._versions.items() if last < update.version - 1]:
+            del self._versions[file], self._maps[file]
         return whole
 
     def _bytes_of(self, file: str) -> Tensor:

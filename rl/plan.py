@@ -128,7 +128,7 @@ def _problems(
     if hardware.unified:
         both = shards * (learner.total + learner.host) + learner.shared + learner.snapshot
         each = config.engine.tensor_parallel_size * engine.total + engine.shared
-        both += config.cluster.rollout_workers * each
+        both += config.cluster.rollout_workers * each + engine.received
         if both > hardware.memory_bytes:
             yield Problem(part="host", needed=both, there=hardware.memory_bytes)
         return
@@ -139,7 +139,7 @@ def _problems(
     here = hardware.devices_per_node
     hosts = (
         (learner.host + learner.away) * min(shards, here) + learner.shared + learner.snapshot,
-        engine.shared * max(1, here // config.engine.tensor_parallel_size),
+        engine.shared * max(1, here // config.engine.tensor_parallel_size) + engine.received,
     )
     needed = sum(hosts) if takes_turns(config, hardware) else max(hosts)
     if needed > hardware.host_bytes:

@@ -72,6 +72,7 @@ def _kinds(config: TrainConfig, architecture: Architecture) -> Iterator[Attempts
     )
     yield _section(config, "engine", "tensor_parallel_size", ways)
     yield _section(config, "engine", "kv_cache_bytes", caches)
+    yield _section(config, "weights", "by_layer", [] if config.weights.by_layer else [True])
 
 
 def _parallel(config: TrainConfig, name: str, values: Sequence[object]) -> Attempts:

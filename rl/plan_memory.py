@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from model.activations import Activations, Pass, activations
 from model.config import Offload, ParallelConfig, Precision
 from model.gqa import GqaConfig
-from model.inventory import Architecture, Role, Weight, kv_values_per_token, parameter_count
+from model.inventory import (
+    Architecture,
+    Role,
+    Weight,
+    inventory,
+    kv_values_per_token,
+    parameter_count,
+)
 from model.owners import cut_elements, elements, held, owned_elements
-from rl.config import Placement, TrainConfig
+from rl.config import Placement, TrainConfig, Transport
 from rl.hardware import Hardware
 from rollout.config import Dtype
 
@@ -60,6 +67,7 @@ class EngineMemory:
     reserved: int
     learner: int  # of a learner that is away: what is no tensor of its own
     shared: int  # of the node's memory, by the whole engine: its own copy of the weights
+    received: int  # of the node's memory, for all its engines: weights that other hosts have sent
     kv_bytes_per_token: int
     cached_tokens: int  # that fit the cache
 
@@ -201,9 +209,29 @@ def engine_memory(
         reserved=hardware.reserved_bytes,
         learner=hardware.reserved_bytes if takes_turns(config, hardware) else 0,
         shared=2 * whole if config.weights.delta else 0,
+        received=received_bytes(config, inventory(architecture), hardware),
         kv_bytes_per_token=per_token,
         cached_tokens=engine.kv_cache_bytes // per_token,
     )
+
+
+def received_bytes(config: TrainConfig, weights: Sequence[Weight], hardware: Hardware) -> int:
+    """Of an engine node, where weights come from others: two versions of them, or two layers.
+
+    What its own shards publish is not sent to it, and counted all the same.
+    """
+    ways = config.cluster.rollout_workers * config.engine.tensor_parallel_size
+    shards = config.parallel.shards
+    devices = max(shards, ways) if takes_turns(config, hardware) else shards + ways
+    transport = config.weights.transport
+    one_host = hardware.unified or devices <= hardware.devices_per_node
+    if transport is Transport.shared_memory or (one_host and transport is Transport.auto):
+        return 0
+    layers: dict[int | None, int] = {}
+    for weight in weights:
+        layers[weight.layer] = layers.get(weight.layer, 0) + weight.elements
+    most = max(layers.values()) if config.weights.by_layer else sum(layers.values())
+    return 2 * most * number_bytes(config.engine.dtype)
 
 
 def _step_buffers(

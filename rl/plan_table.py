@@ -106,6 +106,7 @@ def _engine(plan: Plan) -> Table:
         ("the learner that is away", _gb(memory.learner)),
         ("total", _gb(memory.total)),
         ("host, the engine's copy of the weights", _gb(memory.shared)),
+        ("host, all its engines: weights that others sent", _gb(memory.received)),
         ("KV cache of a token", f"{memory.kv_bytes_per_token:,} bytes"),
         ("tokens in the cache", f"{memory.cached_tokens:,}"),
     ]

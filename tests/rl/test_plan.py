@@ -95,12 +95,28 @@ def test_weights_for_engines_lie_twice_in_the_memory_of_a_learner_node() -> None
     # 8 of 128 shards have 3 experts of every layer each; all else is dealt out, tensor by tensor.
     experts = 8 * 1014.686e9 / 128
     assert 2 * 2 * experts < node < 2 * 2 * (experts + 8 * 11.722e9 / 128 + 2 * 1.175e9)
-    with_changes = _plan("k2_full", *APART, "weights.delta=true")
+    with_changes = _plan("k2_full", *APART, "weights.delta=true", "weights.by_layer=false")
     assert with_changes.learner.shared == node * 3 // 2
     assert with_changes.engine.shared == 4 * 1_026_408_232_448  # two versions of the whole
     assert [p.part for p in with_changes.problems] == ["host"]
-    whole = _plan("moonlight_16b", "parallel.expert_parallel=1").learner.shared
-    assert whole == 2 * 2 * 15_960_110_208  # all four shards are on one node
+    whole = _plan("moonlight_16b", "parallel.expert_parallel=1")
+    assert whole.learner.shared == 2 * 2 * 15_960_110_208  # all four shards are on one node
+    assert whole.engine.received == 0
+
+
+def test_weights_from_other_hosts_lie_in_the_memory_of_an_engine_node() -> None:
+    layer = 384 * 3 * 7168 * 2048 + 384 * 7168 + 384 + 3 * 7168 * 2048  # experts, router, shared
+    layer += 101_124_096 + 2 * 7168  # attention with its norms, the layer's norms
+    plan = _plan("k2_full")
+    assert plan.engine.received == 2 * 2 * layer
+    whole = _plan("k2_full", "weights.by_layer=false")
+    assert whole.engine.received == 2 * 2 * 1_026_408_232_448
+    assert [problem.part for problem in whole.problems] == ["host"] and plan.fits
+    config = load_recipe("k2_full", ["weights.by_layer=false"])
+    overrides = [c.override for c in changes_that_fit(config, kimi_k2_instruct(), H800)]
+    assert overrides == ["weights.by_layer=true"]
+    on_one_host = ["weights.transport=broadcast", "weights.by_layer=false"]
+    assert _plan("moonlight_16b", *on_one_host).engine.received == 2 * 2 * 15_960_110_208
 
 
 def test_a_checkpoint_lies_in_the_memory_of_a_learner_node_while_it_is_written() -> None:
@@ -311,6 +327,7 @@ def test_a_node_of_shared_devices_holds_both_sides_in_its_memory() -> None:
     plan, config = _plan("k2_full"), load_recipe("k2_full", [])
     learner = plan.learner
     needed = 8 * (learner.host + learner.away) + learner.shared + learner.snapshot
+    needed += plan.engine.received
     for size, problems in ((needed, []), (needed - 1, [needed])):
         row = replace(H800, host_bytes=size)
         found = make_plan(config, kimi_k2_instruct(), row).problems
