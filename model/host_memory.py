@@ -10,13 +10,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, UntypedStorage
 
+BLOCK = 1 << 28  # bytes; CUDA rounds pinned memory up to a power of two
+
 
 class HostMemory:
     """Takes the memory of tensors away, and gives it back as it was."""
 
     def __init__(self) -> None:
         """Take no memory yet."""
-        self._away: list[tuple[UntypedStorage, Tensor]] = []  # emptied, and what was in it
+        self._away: list[tuple[UntypedStorage, list[Tensor]]] = []  # emptied, and what was in it
         self._spare: dict[int, list[Tensor]] = {}  # by size: to pin memory takes seconds
 
     def take(self, tensors: Iterable[Tensor], device: torch.device) -> int:
@@ -26,22 +28,25 @@ class HostMemory:
         """
         found = {s.data_ptr(): s for s in _storages(tensors, device) if s.nbytes()}
         for storage in found.values():
-            copy = self._room(storage.nbytes(), device)
-            copy.copy_(_bytes_of(storage), non_blocking=True)
-            self._away.append((storage, copy))
+            blocks = []
+            for part in _bytes_of(storage).split(BLOCK):
+                blocks.append(self._room(len(part), device))
+                blocks[-1].copy_(part, non_blocking=True)
+            self._away.append((storage, blocks))
         self._spare.clear()  # sizes that come no more
         if found:
             _wait(device)
         for storage in found.values():
             storage.resize_(0)
-        return sum(len(copy) for _, copy in self._away)
+        return sum(len(block) for _, blocks in self._away for block in blocks)
 
     def give_back(self) -> None:
         """Bring everything back to where it was. Does nothing if nothing is away."""
-        for storage, copy in self._away:
-            storage.resize_(len(copy))
-            _bytes_of(storage).copy_(copy, non_blocking=True)
-            self._spare.setdefault(len(copy), []).append(copy)
+        for storage, blocks in self._away:
+            storage.resize_(sum(map(len, blocks)))
+            for block, part in zip(blocks, _bytes_of(storage).split(BLOCK), strict=True):
+                part.copy_(block, non_blocking=True)
+                self._spare.setdefault(len(block), []).append(block)
         for storage, _ in self._away[:1]:
             _wait(storage.device)
         self._away.clear()

@@ -34,8 +34,6 @@ class RunState:
     rollout_tokens: int
     train_seconds: float
     eval_before: dict[str, PassRate]
-    restarts: int
-    restarts_by_part: dict[str, int] = field(default_factory=dict)
     critique: CritiqueState = field(default_factory=CritiqueState)
     journal: JournalState | None = None  # None: steps trained the stream in its order
 

@@ -86,7 +86,7 @@ def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) ->
             pool.shutdown()  # its own thread may be the one that reaps the child
             if told:
                 raise RunFailed("stopped; go on with resume=true") from error
-            raise ChildLost(_end_of(child.exitcode)) from error
+            raise ChildLost(f"process {child.pid} {_end_of(child.exitcode)}") from error
         finally:
             signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGTERM, terminate)

@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "baseline.json"
 
     @property
+    def restarts(self) -> Path:
+        """What was lost and started again, a line each."""
+        return self.root / "restarts.jsonl"
+
+    @property
     def summary(self) -> Path:
         """Totals, written at the end."""
         return self.root / "summary.json"

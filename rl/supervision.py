@@ -1,16 +1,30 @@
 """What dies in a run is started again: counted by part, told of, and not for ever."""
 
+import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rl.errors import CrashLoop
 
 KEPT_REASONS = 4  # of one part, for the diagnosis
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A part that was lost, and started again."""
+
+    part: str
+    why: str
+    at: float  # seconds since 1970
+
+
 class Restarts:
-    """The restarts of one run, across all its attempts in this process.
+    """The restarts of one run, across all its attempts and processes.
 
     A part may be lost `most` times between two trained steps. Once more is a crash loop: whatever
     ends it will end it again, be it a sample, the memory, or the machine.
@@ -21,7 +35,8 @@ class Restarts:
         self._say = say
         self._most = most
         self.logs = logs
-        self._counts: Counter[str] = Counter()
+        self._losses: list[Loss] = []
+        self._file: Path | None = None
         self._reasons: dict[str, deque[str]] = {}
         self._since_progress: Counter[str] = Counter()
         self._taken = 0
@@ -30,22 +45,28 @@ class Restarts:
     @property
     def counts(self) -> Mapping[str, int]:
         """Restarts by part."""
-        return dict(self._counts)
+        return dict(Counter(loss.part for loss in self._losses))
 
     @property
     def total(self) -> int:
         """Restarts of all parts."""
-        return self._counts.total()
+        return len(self._losses)
 
     def take(self) -> int:
         """How many there were since the last call."""
         new, self._taken = self.total - self._taken, self.total
         return new
 
-    def carry(self, counts: Mapping[str, int]) -> None:
-        """Begin with the restarts of an earlier process of the same run."""
-        self._counts = Counter(counts)
-        self._taken = self.total
+    def keep_in(self, file: Path) -> None:
+        """Write every loss to `file`, at once, and begin with those that an earlier process of the
+        run has written there."""
+        self._file, written = file, _read(file)
+        earlier = [loss for loss in written if loss not in self._losses]
+        for loss in self._losses:
+            if loss not in written:
+                self._write(loss)
+        self._losses = earlier + self._losses
+        self._taken += len(earlier)
 
     def lost(self, part: str, why: str) -> None:
         """A part is lost and will be started again.
@@ -53,18 +74,18 @@ class Restarts:
         Raises:
             CrashLoop: it was lost too often since the last trained step.
         """
-        self._counts[part] += 1
-        self._since_progress[part] += 1
-        self._reasons.setdefault(part, deque(maxlen=KEPT_REASONS)).append(why)
-        self._say(f"{part} was lost: {why}")
-        if self._since_progress[part] > self._most:
-            reasons = "\n".join(f"  - {reason}" for reason in self._reasons[part])
-            raise CrashLoop(
-                f"{part} was lost {self._since_progress[part]} times without a trained step "
-                f"between (cluster.max_restarts={self._most}):\n{reasons}\n"
-                f"Logs of the processes: {self.logs or 'none'}. "
-                "resume=true goes on from the last checkpoint"
-            )
+        self._count(Loss(part=part, why=why, at=time.time()))
+        self._tell(part, why)
+
+    def driver_lost(self, why: str) -> None:
+        """An earlier driver of the run was lost; counted once, however many drivers hear of it.
+
+        Raises what `lost` does.
+        """
+        self._run_lost_at = time.monotonic()
+        if ("driver", why) not in {(loss.part, loss.why) for loss in self._losses}:
+            self._count(Loss(part="driver", why=why, at=time.time()))
+        self._tell("driver", why)
 
     def run_lost(self, part: str, why: str) -> None:
         """A part is lost, and the whole run is started again for it. Raises what `lost` does."""
@@ -84,3 +105,42 @@ class Restarts:
     def progress(self) -> None:
         """A step was trained: what was lost before it did not stop the run."""
         self._since_progress.clear()
+
+    def _count(self, loss: Loss) -> None:
+        self._losses.append(loss)
+        self._write(loss)
+
+    def _write(self, loss: Loss) -> None:
+        """A disk that is full does not end the run here: the next checkpoint says so."""
+        if self._file is None:
+            return
+        try:
+            with self._file.open("a") as lines:
+                lines.write(f"\n{json.dumps(asdict(loss))}\n")  # the line before may be cut
+                lines.flush()
+                os.fsync(lines.fileno())
+        except OSError as error:
+            self._say(f"{self._file} cannot be written: {error.strerror}")
+
+    def _tell(self, part: str, why: str) -> None:
+        self._since_progress[part] += 1
+        self._reasons.setdefault(part, deque(maxlen=KEPT_REASONS)).append(why)
+        self._say(f"{part} was lost: {why}")
+        if self._since_progress[part] > self._most:
+            reasons = "\n".join(f"  - {reason}" for reason in self._reasons[part])
+            raise CrashLoop(
+                f"{part} was lost {self._since_progress[part]} times without a trained step "
+                f"between (cluster.max_restarts={self._most}):\n{reasons}\n"
+                f"Logs of the processes: {self.logs or 'none'}. "
+                "resume=true goes on from the last checkpoint"
+            )
+
+
+def _read(file: Path) -> list[Loss]:
+    """What was written; not lines that were cut."""
+    losses: list[Loss] = []
+    if file.exists():
+        for line in file.read_text().splitlines():
+            with suppress(ValueError):
+                losses.append(Loss(**json.loads(line)))
+    return losses

@@ -103,7 +103,7 @@ def run_parts(
         training = Training(config, display)
         display.say(f"run folder {training.folder.root}")
         for why in lost:
-            training.restarts.run_lost("driver", why)
+            training.restarts.driver_lost(why)
         while True:
             try:
                 return training, await _attempt(training, work)

@@ -69,21 +69,18 @@ class Training:
             load_plugins(config.rewards)  # reward workers do it again, minutes later
         self.watch = Watch(config.watch, config.name, lambda line: display.say(escape(line)))
         self.folder = open_run(config)
+        self.restarts.keep_in(self.folder.restarts)
         self.tasks = TaskStream(config.tasks, Split.train)
         self.held_out = TaskStream(config.tasks, Split.held_out)
         for note in self.tasks.notes:
             display.say(note)
         check_kinds(config.rewards, self.tasks.kinds | self.held_out.kinds)
-        self.state = RunState(
-            step=0, rollout_tokens=0, train_seconds=0.0, eval_before={}, restarts=0
-        )
+        self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before={})
         self.resumed_from: Path | None = None
         self._slow_rewards = SlowRewardLog(display.say, every_s=max(config.rewards.slow_s / 2, 1.0))
         if config.resume:
             self.resumed_from = latest_checkpoint(self.folder.checkpoints, say)
             self.state = read_state(self.resumed_from)
-            if restarts is None:
-                self.restarts.carry(self.state.restarts_by_part)
             self.start_checkpoint = self.resumed_from / "model"
         else:
             self.folder.config.write_text(to_yaml(config))
@@ -389,8 +386,6 @@ class Training:
                 rollout_tokens=self.state.rollout_tokens + int(step.metrics["rollout/tokens"]),
                 train_seconds=earlier.train_seconds + time.perf_counter() - started,
                 eval_before=dict(before),
-                restarts=self.restarts.total,
-                restarts_by_part=dict(self.restarts.counts),
                 critique=self.critique.state if self.critique else CritiqueState(),
                 journal=step.journal,
             )

@@ -106,7 +106,7 @@ def away(shard: Shard, others: set[int]) -> dict[str, Any]:
     mine = {a: n for a, n in memories().items() if a not in others}
     mine = {a: n for a, n in mine.items() if a not in {t.data_ptr() for t in before.values()}}
     moved = host.take(shard.kept(), CPU)
-    copies = {copy.data_ptr() for _, copy in host._away}
+    copies = {block.data_ptr() for _, blocks in host._away for block in blocks}
     known = others | copies | {t.data_ptr() for t in before.values()}
     left = sum(n for a, n in memories().items() if a not in known)
     here = [t for t in shard.kept() if t.device.type == "cpu"]

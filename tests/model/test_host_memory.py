@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from model.host_memory import HostMemory
+from model.host_memory import BLOCK, HostMemory
 
 CPU = torch.device("cpu")
 JOB = Path(__file__).with_name("host_memory_job.py")
 
 
-def test_views_stay_views_and_their_memory_is_gone_meanwhile() -> None:
+@pytest.mark.parametrize("block", [1 << 28, 1024])
+def test_views_stay_views_and_their_memory_is_gone_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("model.host_memory.BLOCK", block)
     flat = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     whole, part = flat.clone(), torch.nn.Parameter(flat[100:300].view(20, 10))
     other, empty = torch.arange(7, dtype=torch.bfloat16), torch.empty(0)
@@ -33,6 +37,19 @@ def test_views_stay_views_and_their_memory_is_gone_meanwhile() -> None:
     assert (flat[100:300] == 3).all() and torch.equal(flat[:100], whole[:100])
     host.give_back()  # nothing is away
     assert (flat[100:300] == 3).all()
+
+
+def test_what_is_pinned_is_hardly_more_than_what_is_away() -> None:
+    """CUDA pins the next power of two: of a block each, and of what is left after them."""
+    host, storage = HostMemory(), torch.empty(2 * BLOCK + 5, dtype=torch.uint8)
+    assert host.take([storage], CPU) == len(storage)
+    ((_, blocks),) = host._away
+    assert [len(block) for block in blocks] == [BLOCK, BLOCK, 5]
+    before = {block.data_ptr() for block in blocks}
+    host.give_back()
+    host.take([storage], CPU)
+    assert {block.data_ptr() for block in host._away[0][1]} == before, "the same memory is used"
+    host.give_back()
 
 
 def test_what_lies_elsewhere_is_left_alone() -> None:

@@ -26,8 +26,6 @@ def _state(step: int) -> RunState:
         rollout_tokens=10,
         train_seconds=1.5,
         eval_before={"all": PassRate(value=0.3, low=0.2, high=0.4, tasks=50)},
-        restarts=2,
-        restarts_by_part={"rollout worker 0": 2},
     )
 
 

@@ -66,9 +66,7 @@ def test_a_group_that_is_given_up_runs_once_more() -> None:
 
 def test_it_travels_in_the_state_of_a_checkpoint_and_old_ones_have_none(tmp_path: Path) -> None:
     journal = JournalState(end=10, open=(3, 7), passed_over=1)
-    state = RunState(
-        step=2, rollout_tokens=9, train_seconds=1.0, eval_before={}, restarts=0, journal=journal
-    )
+    state = RunState(step=2, rollout_tokens=9, train_seconds=1.0, eval_before={}, journal=journal)
     written = asdict(state)
     (tmp_path / "state.json").write_text(json.dumps(written))
     assert read_state(tmp_path).journal == journal

@@ -351,12 +351,38 @@ def test_steps_that_are_trained_between_make_no_crash_loop() -> None:
     assert restarts.counts == {"rollout worker 3": 7, "learner shard 0": 1}
 
 
-def test_counts_of_an_earlier_process_go_on() -> None:
-    restarts = Restarts(lambda line: None, most=3)
-    restarts.carry({"rollout worker 0": 2})
-    assert restarts.take() == 0
-    restarts.lost("rollout worker 0", "killed")
-    assert (restarts.total, restarts.take()) == (3, 1)
+def test_counts_of_an_earlier_process_go_on(tmp_path: Path) -> None:
+    file, said = tmp_path / "restarts.jsonl", list[str]()
+
+    def process(*drivers: str) -> Restarts:
+        restarts = Restarts(said.append, most=3)
+        restarts.keep_in(file)
+        for why in drivers:
+            restarts.driver_lost(why)
+        return restarts
+
+    first = process()
+    for _ in range(2):
+        first.lost("rollout worker 0", "killed")
+    assert first.take() == 2
+    first.keep_in(file)  # as the run does that starts again in the same process
+    assert (first.total, first.take()) == (2, 0)
+    with file.open("a") as lines:
+        lines.write('{"part": "rollout worker 0", "wh')  # and is killed
+    second = process("process 7 ended by SIGKILL")
+    second.lost("rollout worker 1", "killed")
+    assert (second.total, second.take()) == (4, 2)
+    third = process("process 7 ended by SIGKILL", "process 8 ended by SIGKILL")
+    assert third.counts == {"rollout worker 0": 2, "rollout worker 1": 1, "driver": 2}
+    with pytest.raises(CrashLoop, match="driver was lost 4 times"):
+        process(*(f"process {pid} ended by SIGKILL" for pid in (7, 8, 9, 10)))
+    # A run that begins anew takes what it has lost into its new folder.
+    third.keep_in(tmp_path / "new.jsonl")
+    fourth = Restarts(said.append, most=3)
+    fourth.keep_in(tmp_path / "new.jsonl")
+    assert fourth.counts == third.counts and fourth.take() == 0
+    first.keep_in(tmp_path / "no such folder" / "restarts.jsonl")
+    assert first.total == 2 and said[-1].endswith("cannot be written: No such file or directory")
 
 
 def test_wrong_weights_at_a_publication_stop_the_run() -> None:
@@ -612,9 +638,7 @@ class Measured:
         self.display = Display(Console(file=io.StringIO()))
         self.restarts = Restarts(print, most=1)
         self.resumed_from = Path("step_0")
-        self.state = RunState(
-            step=0, rollout_tokens=0, train_seconds=0.0, eval_before=eval_before, restarts=0
-        )
+        self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before=eval_before)
         self.done: list[object] = []
 
     async def engines(self) -> None:

@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_what_it_kept_of_the_start_or_says_so_at_once(
         shutil.copytree(start, checkpoint / "model")
         return there
 
-    state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before={}, restarts=0)
+    state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before={})
     asyncio.run(save_checkpoint(folder.checkpoints, state, write, keep=1))
     if kept is not None:
         folder.baseline.write_text(kept)
