@@ -23,7 +23,7 @@ from vllm.model_executor.model_loader.reload import (
     record_metadata_for_reloading,
 )
 
-import rollout.engine
+import rollout.engine_process
 from model.load import export_tensors, load_k2
 from model.send_weights import WeightSender, WeightUpdate
 from rollout import receive_update
@@ -408,7 +408,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch, dtype: Dtype) -> None:
     monkeypatch.setattr(receive_update, "BASE_S", 3.0)
     monkeypatch.setattr(receive_update, "BYTES_PER_S", 1 << 30)
     if dtype is Dtype.float32:  # the core hangs: it will not end by itself
-        monkeypatch.setattr(rollout.engine, "CORE_EXIT_S", 1.0)
+        monkeypatch.setattr(rollout.engine_process, "CORE_EXIT_S", 1.0)
 
 
 @pytest.mark.usefixtures("short_limits")
