@@ -278,14 +278,17 @@ class RemoteRollouts:
     async def _give_layers(self, offer: Offer, to: Mapping[_Seat, Part]) -> list[ProbeReport]:
         """Who cannot take a layer is lost: half of its weights are new, and half are old."""
         assert offer.layers is not None
-        there, reports = dict(to), list[ProbeReport]()
-        async with contextlib.aclosing(offer.layers(list(to.values()))) as layers:
+        there, parts, reports = dict(to), list(to.values()), list[ProbeReport]()
+        async with contextlib.aclosing(offer.layers(parts)) as layers:
             async for layer in layers:
+                if not there:
+                    break
                 taking = (self._load(seat, part, layer, offer) for seat, part in there.items())
                 answers = await asyncio.gather(*taking, return_exceptions=True)
                 for (seat, part), answer in zip(list(there.items()), answers, strict=True):
                     if isinstance(answer, (*LOST, WeightUpdateError)):
                         del there[seat]
+                        parts.remove(part)
                         self._lose(seat, part, answer)
                     elif isinstance(answer, BaseException):
                         raise answer

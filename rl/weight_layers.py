@@ -1,8 +1,8 @@
 """A version on its way layer by layer: one is loaded while the next one comes.
 
 So a host that weights are sent to holds two layers of them, not two versions: a relay's two sets of
-files take turns (`rollout.receive_broadcast`), and no layer is sent before all engines have loaded
-the one before the last.
+files take turns (`rollout.receive_broadcast`), and the next layer but one is not sent before all
+engines have loaded this one.
 """
 
 import asyncio
@@ -27,16 +27,22 @@ class Layer:
 async def by_layer(
     transport: WeightTransport, updates: Sequence[WeightUpdate], parts: Sequence[Part]
 ) -> AsyncGenerator[Layer, None]:
-    """Bring `updates`, those of each shard by rank, to `parts`; ask for the next layer only when
-    all that will load this one have.
+    """Bring the layers of `updates`, those of each shard by rank, to `parts`.
+
+    Ask for the next one when all have loaded this one. Who leaves `parts` meanwhile gets no more,
+    but of the one that is on its way.
     """
     numbers = sorted({number for update in updates for number in update.layers})
-    coming = [asyncio.create_task(_placed(transport, updates, parts, numbers[0]))]
+
+    def begun(number: int) -> "asyncio.Task[dict[Part, WeightUpdate | BaseException]]":
+        return asyncio.create_task(_placed(transport, updates, list(parts), number))
+
+    coming = [begun(numbers[0])]
     try:
         for number, following in zip(numbers, [*numbers[1:], None], strict=True):
             placed = await coming.pop()
             if following is not None:
-                coming = [asyncio.create_task(_placed(transport, updates, parts, following))]
+                coming = [begun(following)]
             yield Layer(first=number == numbers[0], last=following is None, placed=placed)
     finally:
         for task in coming:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -567,8 +568,44 @@ def test_who_cannot_be_reached_with_a_layer_is_lost_and_the_others_go_on(
         layers = {n: replace(_update(0, 7), files=[f"layer {n}"]) for n in range(3)}
         update = replace(_update(0, 7), layers=layers)
         network.gone.add("b")
-        async for layer in by_layer(network.transport, [update], [near, far]):
-            assert layer.placed[near].files[0].startswith("layer")
-            assert isinstance(layer.placed[far], PartLost)
+        parts, placed = [near, far], []
+        async for layer in by_layer(network.transport, [update], parts):
+            placed.append(layer.placed)
+            if layer.first:
+                parts.remove(far)
+        assert [each[near].files for each in placed] == [["layer 0"], ["layer 1"], ["layer 2"]]
+        # The second was on its way already when it was known that the first had not come.
+        assert [type(each.get(far)) for each in placed] == [PartLost, PartLost, type(None)]
+
+    simulate(main())
+
+
+def test_when_all_are_lost_no_layer_is_sent_any_more(simulate: Simulate) -> None:
+    async def main() -> None:
+        network, bad, again = Network("a"), LayerWorker("b", fails_at=2), LayerWorker("b")
+        layers = {n: replace(_update(0, 7), files=[f"layer {n}"]) for n in range(9)}
+        update = replace(_update(0, 7), layers=layers)
+
+        async def start(index: int, number: int) -> Part:
+            await asyncio.sleep(100)
+            return again
+
+        rollouts = RemoteRollouts([bad], start, network.restarts, timeout_s=1e9)
+
+        async def offer() -> Offer:
+            return Offer(
+                update=update,
+                layers=partial(by_layer, network.transport, [update]),
+                probe=[[1, 2]],
+                logprobs=[[0.0]],
+                tolerance=0.1,
+            )
+
+        assert await rollouts.serve(offer) == []
+        assert len(network.groups) == 3  # the third came while the second was loaded
+        while again not in rollouts.workers:
+            await asyncio.sleep(1)
+        assert len(again.took) == 9 and len(network.groups) == 12
+        await rollouts.close()
 
     simulate(main())
