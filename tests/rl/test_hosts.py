@@ -31,7 +31,10 @@ RAY = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--
 QUICK_TO_NOTICE = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
 # Ray remembers in ~/.ray whether clusters of this user have a token.
 OPEN = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-PROCESSORS_AS_GPUS = str(Path(__file__).parent / "processors_as_gpus")
+PROCESSORS_AS_GPUS = {
+    "PYTHONPATH": str(Path(__file__).parents[1] / "pretended"),
+    "TEMPER_PRETENDS": "gpus",
+}
 STEPS = 30
 SMALL = [
     "wandb=disabled",
@@ -100,7 +103,7 @@ def gpus(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def environment(gpus: int) -> dict[str, str]:
-    return OPEN | ({"PYTHONPATH": PROCESSORS_AS_GPUS} if gpus else {})
+    return OPEN | (PROCESSORS_AS_GPUS if gpus else {})
 
 
 @pytest.fixture

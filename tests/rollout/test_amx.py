@@ -2,7 +2,7 @@
 
 With AMX, vLLM takes other attention and other expert kernels, which pack their weights in other
 layouts. On a processor with AMX test_receive_weights runs on them. On any other it is run here once
-more, in processes that believe to have AMX (amx/sitecustomize.py) and in which a signal handler
+more, in processes that believe to have AMX (tests/pretended) and in which a signal handler
 carries out the instructions that the processor refuses (amx/tiles.c).
 """
 
@@ -32,7 +32,8 @@ def test_updates_reach_the_amx_back_end(tmp_path: Path) -> None:
     subprocess.run([*build, "-o", library, HERE / "amx" / "tiles.c", "-ldl"], check=True)
     count.write_bytes(bytes(8))
     run = [sys.executable, "-m", "pytest", "-q", str(HERE / "test_receive_weights.py")]
-    amx = {"LD_PRELOAD": library, "AMX_COUNT": count, "PYTHONPATH": HERE / "amx"}
+    amx = {"LD_PRELOAD": library, "AMX_COUNT": count, "TEMPER_PRETENDS": "amx"}
+    amx["PYTHONPATH"] = HERE.parent / "pretended"
     with open(tmp_path / "output", "w+") as output:
         done = subprocess.run(
             [*run, "-k", "bfloat16"],
