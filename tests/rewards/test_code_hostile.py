@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rewards.code_tests import CodeVerifier
@@ -65,8 +67,8 @@ class Attempts:
     secret: str
     files: list[str]
     connections: int
-    children: list[str]
-    groups: list[Path]
+    children: list[psutil.Process]
+    groups: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +104,15 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attempts]:
         secret=(folder / "secret").read_text(),
         files=sorted(path.name for path in folder.iterdir()),
         connections=connections,
-        children=_children(),
-        groups=list(Path("/sys/fs/cgroup").rglob(f"temper-{os.getpid()}-*")),
+        children=psutil.Process().children(),
+        groups=_groups(),
     )
 
 
-def _children() -> list[str]:
-    return [
-        child
-        for task in Path("/proc/self/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+def _groups() -> list[str]:
+    """Control groups of this process; `os.walk` forgives those of others that vanish meanwhile."""
+    names = chain.from_iterable(folders for _, folders, _ in os.walk("/sys/fs/cgroup"))
+    return [name for name in names if name.startswith(f"temper-{os.getpid()}-")]
 
 
 def test_there_are_enough_of_them() -> None:

@@ -1,11 +1,13 @@
 """What programs may do, and what is left of them."""
 
+import contextlib
 import json
 import os
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rewards.code_tests import CodeVerifier
@@ -169,8 +171,10 @@ def test_stop_ends_every_process_and_removes_the_group() -> None:
     child.stop()
     child.stop()  # once more does no harm
     assert time.monotonic() - start < 5.0
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
-    assert not list(Path("/sys/fs/cgroup").rglob(f"temper-{os.getpid()}-[0-9]*"))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))
+    assert not [folder for folder in folders if f"/temper-{os.getpid()}-" in folder]
 
 
 def test_no_descriptors_leak() -> None:
@@ -179,7 +183,7 @@ def test_no_descriptors_leak() -> None:
     for _ in range(3):
         _run("/bin/true")
         _python("import os; os._exit(1)")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_works_in_threads() -> None:
