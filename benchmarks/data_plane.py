@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import hardware
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.batch import Batch, micro_batches, pack, share_of
+from rl.batch import Batch, micro_batches, pack
 from rl.cluster import LearnerWorker
 from rl.config import ClusterConfig
 from rl.ray_parts import Actor, connect
@@ -126,13 +126,7 @@ class Cutter:
 
     def update(self, minibatches: Sequence[Batch]) -> int:
         """Make every tensor of this shard's micro-batches; their bytes."""
-        parts = [
-            part
-            for batch in minibatches
-            for share in [share_of(batch, 0, 1)]
-            if share is not None
-            for part in micro_batches(share, MICRO_BATCH_TOKENS)
-        ]
+        parts = [part for batch in minibatches for part in micro_batches(batch, MICRO_BATCH_TOKENS)]
         return sum(tensor.nbytes for part in parts for tensor in tensors(part))
 
     def count(self, arrays: Sequence[NDArray[np.uint8]]) -> int:

@@ -139,22 +139,24 @@ def pack(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def share_of(batch: Batch, rank: int, size: int) -> Batch | None:
-    """The sequences that one of `size` learner shards trains on; None if there are none for it.
+def shares_of(batch: Batch, size: int) -> list[Batch | None]:
+    """The sequences that each of `size` learner shards trains on; None if there are none for it.
 
     Longest first, each to the shard with the fewest tokens so far. A share keeps the totals of the
     whole, so that the sum of the shards' losses is the whole's loss.
     """
     if size == 1:
-        return batch
+        return [batch]
     load = [(0, shard) for shard in range(size)]  # a heap of (tokens, shard)
-    mine = []
+    shares: list[list[int]] = [[] for _ in range(size)]
     for index in sorted(range(len(batch.lengths)), key=lambda i: (-batch.lengths[i], i)):
         tokens, shard = load[0]
         heapreplace(load, (tokens + batch.lengths[index], shard))
-        if shard == rank:
-            mine.append(index)
-    return batch.part([batch.samples[index] for index in sorted(mine)]) if mine else None
+        shares[shard].append(index)
+    return [
+        batch.part([batch.samples[index] for index in sorted(share)]) if share else None
+        for share in shares
+    ]
 
 
 def idle_batch() -> Batch:

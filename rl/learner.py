@@ -91,15 +91,22 @@ class Learner:
         """Forget momentum: what follows is another objective."""
         self._shard.optimizer.reset()
 
-    def supervise(self, batches: Sequence[Batch], learning_rates: Sequence[float]) -> list[float]:
-        """One optimiser step on each batch, towards its loss tokens; returns the losses [steps]."""
+    def supervise(
+        self, batches: Sequence[Batch | None], learning_rates: Sequence[float]
+    ) -> list[float]:
+        """One optimiser step on each batch, towards its loss tokens; returns the losses [steps].
+
+        Of every batch, here and below, a shard is given its share (`rl.batch.shares_of`).
+        """
         losses = []
         for batch, rate in zip(batches, learning_rates, strict=True):
             totals, _ = self._passes.step(self._supervised(batch), rate)
             losses.append(totals["objective/ptx"])
         return losses
 
-    def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+    def update(
+        self, minibatches: Sequence[Batch | None], ptx: Sequence[Batch | None]
+    ) -> dict[str, float]:
         """One RL iteration: an optimiser step on each minibatch, with its PTX batch mixed in.
 
         The weights that it starts with are those last published: a token's lag is the number of
@@ -149,7 +156,7 @@ class Learner:
         result["time/learn"] = time.perf_counter() - started
         return result
 
-    def compare(self, batch: Batch, replay: bool) -> dict[str, float]:
+    def compare(self, batch: Batch | None, replay: bool) -> dict[str, float]:
         """`mismatch/` of a batch under the present weights, without a step.
 
         Without `replay` the routers take their own choices and not the engine's, if there are any.
@@ -298,7 +305,7 @@ class Learner:
             plan.append(passes)
         return plan
 
-    def _supervised(self, batch: Batch, weight: float = 1.0) -> list[Pass]:
+    def _supervised(self, batch: Batch | None, weight: float = 1.0) -> list[Pass]:
         """The passes of a step towards the batch's loss tokens."""
         return [
             Pass(part=part, loss=_likelihood, totals=PTX_TOTALS, weight=weight)

@@ -15,7 +15,7 @@ from model.k2 import K2
 from model.network import Network
 from model.parallel import Shard, StepReport
 from model.policy import PolicyOutput
-from rl.batch import Batch, idle_batch, micro_batches, share_of
+from rl.batch import Batch, idle_batch, micro_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +48,10 @@ class Passes:
         self._router_bias_rate = router_bias_rate
         self._choices = torch.zeros(2, dtype=torch.float64, device=shard.device)
 
-    def cut(self, batch: Batch) -> list[Batch | None]:
-        """This shard's micro-batches, as many as every shard has: None where it has no more."""
-        mine = share_of(batch, self._shard.rank, self._shard.size)
-        cut = micro_batches(mine, self._micro_batch_tokens) if mine is not None else ()
+    def cut(self, share: Batch | None) -> list[Batch | None]:
+        """Micro-batches of this shard's share, as many as every shard has: None where it has no
+        more."""
+        cut = micro_batches(share, self._micro_batch_tokens) if share is not None else ()
         parts: list[Batch | None] = list(cut)
         most = int(self._shard.largest(torch.tensor(float(len(parts)))).item())
         return parts + [None] * (most - len(parts))

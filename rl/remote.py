@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.formats import CheckpointError
 from model.send_weights import merged
+from rl.batch import Batch, shares_of
 from rl.errors import PartLost, RunFailed
 from rl.learner_spec import OtherShardFailed
 from rl.part import Part, asked_spans
@@ -18,7 +19,6 @@ from rl.weight_layers import by_layer
 from rl.weight_transport import WeightTransport
 
 if TYPE_CHECKING:
-    from rl.batch import Batch
     from rl.learner_spec import Published
 
 Answer = TypeVar("Answer")
@@ -69,8 +69,8 @@ class RemoteLearner:
     ) -> None:
         """Use these shards, already started, which had something to say.
 
-        `share` puts an argument where all of them read it; `transport` brings what they publish to
-        engines, which all see it where it is without one.
+        `share` puts an argument where whoever gets it reads it; `transport` brings what they
+        publish to engines, which all see it where it is without one.
         """
         self.shards, self.note, self.transport = list(shards), note, transport
         self._share = share
@@ -79,12 +79,15 @@ class RemoteLearner:
     async def call_all(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every shard; their answers, by rank.
 
+        Of a batch, or of several, each shard gets its share: no host takes what others train on.
         The first error is raised; `PartLost` if a shard is lost.
         """
-        arguments = [self._share(argument) for argument in args]
-        return await together(
-            self.shards, [shard.call("call", method, *arguments) for shard in self.shards]
-        )
+        given = [self._by_shard(argument) for argument in args]
+        calls = [
+            shard.call("call", method, *(shares[rank] for shares in given))
+            for rank, shard in enumerate(self.shards)
+        ]
+        return await together(self.shards, calls)
 
     async def ready(self) -> None:
         """Have the devices, from which weights are published."""
@@ -97,6 +100,18 @@ class RemoteLearner:
     async def call(self, method: str, *args: Any) -> Any:
         """The same; the answer of rank 0, where all answers are alike."""
         return (await self.call_all(method, *args))[0]
+
+    def _by_shard(self, argument: Any) -> list[Any]:
+        """What each shard gets of an argument."""
+        size = len(self.shards)
+        match argument:
+            case Batch():
+                return [self._share(share) for share in shares_of(argument, size)]
+            case [Batch(), *_]:
+                of_each = zip(*(shares_of(batch, size) for batch in argument), strict=True)
+                return [self._share(shares) for shares in of_each]
+            case _:
+                return [self._share(argument)] * size
 
     async def publish(self, version: int) -> "list[Published]":
         """Every shard's share of the weights, in the place of the version published before.
@@ -142,9 +157,7 @@ class RemotePolicy:
         self._probe = probe
         self._tolerance = tolerance
 
-    async def update(
-        self, minibatches: "Sequence[Batch]", ptx: "Sequence[Batch]"
-    ) -> dict[str, float]:
+    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
         """One iteration of the optimiser."""
         metrics = await self._learner.call("update", minibatches, ptx)
         self._restarts.progress()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.config import MuonClipConfig, ParallelConfig, Rank, ScheduleConfig
 from model.formats import CheckpointError
-from rl.batch import Batch, pack
+from rl.batch import Batch, pack, shares_of
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.objective_config import Kind, ObjectiveConfig
@@ -171,9 +171,13 @@ def main() -> None:
     published = learner.publish(1)
     learner.release(1)
     logprobs = published.probe_logprobs
+
+    def mine(batch: Batch) -> Batch | None:
+        return shares_of(batch, size)[rank]
+
     # Of the second minibatch the second shard has nothing to train on.
-    minibatches = [policy_batch([0, 1, 2], logprobs), policy_batch([3], logprobs)]
-    routed = policy_batch([0, 1, 2], logprobs, experts=True)
+    minibatches = [mine(policy_batch([0, 1, 2], logprobs)), mine(policy_batch([3], logprobs))]
+    routed = mine(policy_batch([0, 1, 2], logprobs, experts=True))
     followed, own = (learner.compare(routed, replay) for replay in (True, False))
     k2p5 = learner.update(minibatches, [])
     objective.kind = Kind.gspo
@@ -183,7 +187,7 @@ def main() -> None:
     unpublished = publish_with_full_memory(learner, rank, 3) if size > 1 else None
     published_again = learner.publish(3).probe_logprobs
     # One sequence: the second shard has nothing again.
-    supervised = pack([supervised_sample([1, 2], [3, 4, 5])])
+    supervised = mine(pack([supervised_sample([1, 2], [3, 4, 5])]))
     losses = learner.supervise([supervised] * 2, [1e-3] * 2)
     told = {
         "losses": losses,

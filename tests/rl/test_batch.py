@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.batch import idle_batch, micro_batches, pack, share_of
+from rl.batch import idle_batch, micro_batches, pack, shares_of
 from rl.sample import Sample, samples_of, supervised_sample
 from rollout.episode import Completion, Episode, Group, StopReason
 
@@ -115,7 +115,7 @@ def test_pack_is_a_naive_one_however_it_is_shared_and_cut(
     assert batch.advantages.tolist() == [s.advantage for s in samples]
     assert batch.temperatures.tolist() == [s.completion.temperature for s in samples]
     assert batch.total_loss_tokens == sum(_naive(samples)["loss_mask"])
-    shares = [share for rank in range(shards) if (share := share_of(batch, rank, shards))]
+    shares = [share for share in shares_of(batch, shards) if share]
     parts = [part for share in shares for part in micro_batches(share, most)]
     for part in parts:
         assert {n: getattr(part, n).tolist() for n in _naive([])} == _naive(list(part.samples))
@@ -178,7 +178,7 @@ def test_first_token_in_the_loss_is_refused() -> None:
 def test_shares_are_disjoint_even_and_keep_the_totals() -> None:
     samples = [supervised_sample([i], list(range(n))) for i, n in enumerate([9, 1, 4, 4, 2])]
     batch = pack(samples)
-    shares = [share_of(batch, rank, 2) for rank in range(2)]
+    shares = shares_of(batch, 2)
     # Longest first, to the lighter shard: 10 | 5 + 5 | 3 to the second by a tie-break, then 2.
     assert [share.lengths for share in shares if share] == [[10, 3], [2, 5, 5]]
     ids = [share.ids.tolist() for share in shares if share]
@@ -186,10 +186,11 @@ def test_shares_are_disjoint_even_and_keep_the_totals() -> None:
     for share in shares:
         assert share is not None
         assert (share.total_sequences, share.total_loss_tokens) == (5, 20)
-    assert share_of(batch, 0, 1) is batch
+    assert shares_of(batch, 1)[0] is batch
 
 
 def test_a_shard_without_sequences_has_no_share() -> None:
     batch = pack([supervised_sample([1], [2])])
-    assert share_of(batch, 0, 3) is not None and share_of(batch, 2, 3) is None
+    first, *others = shares_of(batch, 3)
+    assert first is not None and others == [None, None]
     assert not idle_batch().loss_mask.any()

@@ -16,7 +16,7 @@ from model.k2 import K2
 from model.parallel import Shard, StepReport
 from model.policy import Policy, PolicyOutput
 from model.tiny import tiny_config
-from rl.batch import Batch, micro_batches, pack, share_of
+from rl.batch import Batch, micro_batches, pack, shares_of
 from rl.learner_passes import Pass, Passes
 from rl.mismatch import experts_metrics
 from rl.sample import Sample, supervised_sample
@@ -73,8 +73,7 @@ def _listed(batch: Batch) -> list[Any]:
 def test_experts_stay_with_their_tokens(samples: list[Sample], shards: int, most: int) -> None:
     batch = pickle.loads(pickle.dumps(pack(samples)))
     assert _listed(batch) == _naive(samples)
-    for rank in range(shards):
-        share = share_of(batch, rank, shards)
+    for share in shares_of(batch, shards):
         for part in micro_batches(share, most) if share is not None else ():
             assert _listed(part) == _naive(part.samples)
             assert len(_listed(part)) == len(part.ids)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from model.send_weights import WeightUpdate
 from rewards.task import Message, Task, TaskKind
+from rl.batch import pack
 from rl.checkpoint import RunState
 from rl.config import ClusterConfig, TrainConfig, WandbMode
 from rl.errors import BadInput, CrashLoop, PartLost, RunFailed
@@ -23,6 +24,7 @@ from rl.remote import RemoteLearner, RemotePolicy
 from rl.reward_watch import RewardWatch
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.run_folder import RunFolder
+from rl.sample import supervised_sample
 from rl.supervision import Restarts
 from rl.train import _reinforce, run_parts
 from rollout.errors import EngineError, StaleWeightsError
@@ -498,6 +500,33 @@ def test_what_shards_raise_together_is_raised() -> None:
             await RemoteLearner(shards, None).call_all("save")
         assert not any(shard.killed.is_set() for shard in shards)
         assert await RemoteLearner([Shard(5), Shard(6)], None).call_all("x") == [5, 6]
+
+    _run(main)
+
+
+def test_a_shard_is_given_its_share_of_batches_alone_and_all_of_the_rest() -> None:
+    async def main() -> None:
+        shards = [Shard(0), Shard(1), Shard(2)]
+        three, one = (
+            pack([supervised_sample([n], [n] * n) for n in lengths]) for lengths in ([1, 2, 3], [4])
+        )
+        put: list[Any] = []
+
+        def share(argument: Any) -> Any:
+            put.append(argument)
+            return argument
+
+        await RemoteLearner(shards, None, share).call_all("update", [three, one], one, [], 7)
+        for shard, place in zip(shards, (2, 1, 0), strict=True):  # the longest to the first
+            ((_, (mine, other), alone, ptx, number),) = shard.calls
+            assert mine.samples == (three.samples[place],)
+            assert (mine.total_sequences, mine.total_loss_tokens) == (3, 6)
+            assert (ptx, number) == ([], 7)
+            if place == 2:
+                assert other.samples == alone.samples == one.samples
+            else:
+                assert other is alone is None
+        assert len(put) == 3 + 3 + 2  # what all get is put once
 
     _run(main)
 
