@@ -70,7 +70,7 @@ def why_dead(error: Exception) -> str:
     """What Ray's error tells of the end of a process, in a line."""
     text = str(error) or type(error).__name__
     pid = re.search(r"pid: (\d+)", text)
-    detail = re.search(r"Worker exit detail: (.*)", text)
+    detail = re.search(r"(?:Worker exit detail|OOM kill reason): (.*)", text)
     known = detail[1] if detail else text.splitlines()[-1]
     if "connection error code 2" in known:
         known = "killed, or ended by itself: SIGKILL, out of memory, a crash in native code"

@@ -15,6 +15,7 @@ from ray.exceptions import (
     ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
     WorkerCrashedError,
@@ -44,6 +45,7 @@ DEAD = (
     ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,  # Ray's own kill, where a host runs out: no kind of the others
     WorkerCrashedError,
 )
 

@@ -1,7 +1,10 @@
 """The folder of a run: `runs/NAME/`, and what lies where in it."""
 
+import fcntl
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rl.config import TrainConfig
 from rl.errors import BadInput
@@ -79,6 +82,9 @@ class RunFolder:
         return self.root / "report.html"
 
 
+_locks: dict[Path, TextIO] = {}  # of this process, until it ends
+
+
 def run_root(config: TrainConfig) -> Path:
     """Where the run of a recipe lies."""
     return Path(config.run_dir or Path("runs") / config.name).absolute()
@@ -87,16 +93,20 @@ def run_root(config: TrainConfig) -> Path:
 def open_run(config: TrainConfig) -> RunFolder:
     """Make the folder, or find it when resuming. An earlier run of the same name is moved aside.
 
+    It is this process's until that ends.
+
     Raises:
-        BadInput: the folder cannot be made, or there is nothing to resume in it.
+        BadInput: the folder cannot be made, there is nothing to resume in it, or another process
+            has a run there.
     """
     root = run_root(config)
     folder = RunFolder(root)
-    if config.resume:
-        if not folder.config.exists():
-            raise BadInput(f"nothing to resume: {root} holds no run; start it without resume=true")
-        return folder
+    if config.resume and not folder.config.exists():
+        raise BadInput(f"nothing to resume: {root} holds no run; start it without resume=true")
     try:
+        _lock(root)
+        if config.resume:
+            return folder
         if root.exists() and any(root.iterdir()):
             if not folder.config.exists():
                 raise BadInput(f"run_dir {root} holds other files: choose an empty or a new folder")
@@ -108,3 +118,25 @@ def open_run(config: TrainConfig) -> RunFolder:
     except OSError as error:
         raise BadInput(f"cannot use run_dir {root}: {error.strerror or error}") from error
     return folder
+
+
+def _lock(root: Path) -> None:
+    """Keep other processes out. The file lies beside the folder, which may be moved aside."""
+    if root in _locks:
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    file = root.with_name(f".{root.name}.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise BadInput(
+            f"process {holder} has a run in {root}: wait until it has ended, or choose another "
+            "run_dir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _locks[root] = file

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,18 @@ import pytest
 
 from model.tiny import create_tiny
 from rl.cli import main
+from rl.config import TrainConfig
+from rl.run_folder import open_run
+
+HOLDER = """
+import sys, time
+from rl.config import TrainConfig
+from rl.run_folder import open_run
+
+open_run(TrainConfig(run_dir=sys.argv[1])).config.touch()
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -93,6 +106,23 @@ def test_a_foreign_folder_is_left_alone(temper, tmp_path: Path) -> None:  # type
     code, _, error = temper("train", "quickstart", "run_dir=mine")
     assert code == 2 and "holds other files" in error
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_folder_that_another_process_has_a_run_in_is_left_alone(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        for resume in ("false", "true"):
+            code, _, error = temper("train", "quickstart", f"run_dir={run}", f"resume={resume}")
+            assert code == 2
+            assert f"process {holder.pid} has a run in" in error
+        assert [path.name for path in run.iterdir()] == ["config.yaml"]
+        holder.kill()
+    assert open_run(TrainConfig(run_dir=str(run), resume=True)).config.exists()
+    open_run(TrainConfig(run_dir=str(run)))  # once more in this process
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["run", "run.1"]
 
 
 def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-untyped-def]

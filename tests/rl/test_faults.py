@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -264,6 +266,42 @@ def test_a_killed_shard_ends_the_others_that_wait_for_it(runner: asyncio.Runner)
         await _until(lambda: all(_gone(pid) for pid in pids), "both shards are gone")
 
     runner.run(asyncio.wait_for(main(), 300))
+
+
+STARVED = """
+import asyncio, logging, ray
+from rl.errors import PartLost
+from rl.ray_parts import Actor
+
+class Shard:
+    def work(self):
+        import time
+        time.sleep(60)
+
+async def main():
+    try:
+        await Actor("learner shard 0", Shard).call("work")
+    except PartLost as lost:
+        print(lost)
+
+ray.init(address="local", num_cpus=1, object_store_memory=80_000_000, include_dashboard=False,
+         log_to_driver=False, logging_level=logging.ERROR)
+asyncio.run(main())
+ray.shutdown()
+"""
+
+
+def test_a_part_that_ray_kills_because_memory_runs_out_is_lost() -> None:
+    """Ray's own killing, which ends a process before the kernel does."""
+    limits = {"RAY_memory_monitor_refresh_ms": "100", "RAY_memory_usage_threshold": "0.01"}
+    found = subprocess.run(
+        [sys.executable, "-c", STARVED],
+        env=os.environ | limits,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "learner shard 0 was lost: Memory usage " in found.stdout, found.stderr[-2000:]
 
 
 def test_a_part_that_cannot_be_made_is_no_loss(runner: asyncio.Runner) -> None:
