@@ -46,6 +46,7 @@ AHEAD, BEHIND = "rollout.max_staleness=1", "rollout.max_staleness=0"
 BEST = ("engine.dtype=bfloat16", "engine.eager=false")
 TEMPER = {
     "one version ahead": (AHEAD, *BEST),
+    "one version ahead, caches kept": (AHEAD, *BEST, "engine.recompute_kv=false"),
     "one version ahead, AdamW": (AHEAD, *BEST, "optimizer.muon=false"),
     "the recipe as it is": (),
     "synchronous": (BEHIND, *BEST),

@@ -6,11 +6,13 @@ Per round, one after another: a copy of as many bytes on one thread and on two; 
 into shared memory that is there from versions before, with digests); verifying (digests, in the
 engine's owner, while requests run); loading (generation is paused for it: into the layouts of the
 kernels). Medians of wall time, and of processor time in the process that does it, which other jobs
-on the machine do not lengthen as much. With --layerwise vLLM's own reload runs, too.
+on the machine do not lengthen as much. Beside loading stands what vLLM's own operator takes to pack
+the routed experts alone: no loading can take less. With --layerwise vLLM's own reload runs, too.
 
 What an update in flight costs generation: the samples of a quickstart's step are drawn with and
 without one, in turns. The difference is what it stalls for: loading, while nothing is generated,
-and keys and values that are computed again under the new weights.
+and keys and values that are computed again under the new weights, unless engine.recompute_kv=false
+keeps those of the weights before (the third of the turns).
 
 Then what changes cost and save: bytes sent, and seconds to find and to apply them, when a share of
 the elements has changed.
@@ -28,12 +30,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from operator import sub
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from benchmarks.machine import hardware
 from model.config import K2Config, RopeScaling
@@ -46,6 +51,7 @@ from model.tiny import tiny_config
 from rollout.config import Dtype, EngineConfig
 from rollout.engine import Engine
 from rollout.receive_changes import HeldCopy
+from rollout.receive_plan import packed_experts
 
 DATA = Path(__file__).resolve().parent / "data" / "weight_update.json"
 SHARES = (0.001, 0.01, 0.1, 0.5)  # of elements that change
@@ -98,6 +104,8 @@ class Stall:
     added_seconds: float
     step_cpu_seconds: float  # of the engine's core
     added_cpu_seconds: float
+    kept_added_seconds: float  # if keys and values are kept
+    kept_added_cpu_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,7 @@ class Result:
     direct: bool
     seconds: dict[str, float]  # of the wall clock
     cpu_seconds: dict[str, float]
+    pack_cpu_seconds: float  # of vLLM's operator for all routed experts
     stall: Stall | None
     changes: list[dict[str, float]]
 
@@ -211,7 +220,8 @@ async def stall(
 ) -> Stall:
     """A step's samples with and without an update in flight."""
 
-    async def step(update: WeightUpdate | None) -> tuple[float, float]:
+    async def step(update: WeightUpdate | None, keeps: bool = False) -> tuple[float, float]:
+        engine._recompute_kv = not keeps
         start, cpu = time.perf_counter(), core_seconds()
         requests = engine.generate([*range(9, 39)], **STEP, temperature=1.0)
         running = asyncio.create_task(requests)
@@ -221,19 +231,25 @@ async def stall(
         await running
         return time.perf_counter() - start, core_seconds() - cpu
 
-    pairs = []
+    turns = []
     for number in range(100, 100 + rounds):
         update = sender.publish(weights.items(), number)
-        pairs.append((await step(None), await step(update)))
+        turns.append([await step(None), await step(update), await step(update, keeps=True)])
         sender.release(number)
 
-    def medians(clock: int) -> tuple[float, float]:
-        added = statistics.median(other[clock] - one[clock] for one, other in pairs)
-        return statistics.median(one[clock] for one, _ in pairs), added
+    def medians(clock: int) -> tuple[float, float, float]:
+        without, again, kept = zip(*([each[clock] for each in turn] for turn in turns), strict=True)
+        median = statistics.median
+        return median(without), *(median(map(sub, each, without)) for each in (again, kept))
 
-    (wall, more), (cpu, more_cpu) = medians(0), medians(1)
+    (wall, more, kept), (cpu, more_cpu, kept_cpu) = medians(0), medians(1)
     return Stall(
-        step_seconds=wall, added_seconds=more, step_cpu_seconds=cpu, added_cpu_seconds=more_cpu
+        step_seconds=wall,
+        added_seconds=more,
+        step_cpu_seconds=cpu,
+        added_cpu_seconds=more_cpu,
+        kept_added_seconds=kept,
+        kept_added_cpu_seconds=kept_cpu,
     )
 
 
@@ -288,6 +304,7 @@ async def measure(name: str, rounds: int, layerwise: bool) -> Result:
             await core.collective_rpc(forget_plan)
         direct = (await core.collective_rpc(has_plan))[0]
         watch = await rounds_of(engine, sender, weights, rounds)
+        packing = (await core.collective_rpc(packing_seconds, args=(rounds,)))[0]
         stalled = await stall(engine, sender, weights, PAUSES) if name == "tiny" else None
     finally:
         sender.close()
@@ -298,6 +315,7 @@ async def measure(name: str, rounds: int, layerwise: bool) -> Result:
         direct=direct,
         seconds=watch.medians(0, WARM),
         cpu_seconds=watch.medians(1, WARM),
+        pack_cpu_seconds=packing,
         stall=stalled,
         changes=changes_of(weights, SHARES) if name == "gigabyte" and not layerwise else [],
     )
@@ -306,6 +324,22 @@ async def measure(name: str, rounds: int, layerwise: bool) -> Result:
 def forget_plan(worker: Any) -> None:
     """In the core process: let vLLM reload layer by layer."""
     worker.worker.weight_transfer_engine._plan = None
+
+
+def packing_seconds(worker: Any, rounds: int) -> float:
+    """In the core process: CPU seconds to pack as many bytes of experts, all memory being there."""
+    layers = [m for m in worker.worker.get_model().modules() if isinstance(m, RoutedExperts)]
+    shapes = layers[0].w13_weight, layers[0].w2_weight  # of all of them
+    targets = [partial(torch.nn.Identity(), torch.zeros_like(each)) for each in shapes]
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        for layer in layers:
+            isa = layer.quant_method.moe_kernel.fused_experts.isa
+            for source, target in zip((layer.w13_weight, layer.w2_weight), targets, strict=True):
+                packed_experts(target, isa, 1)(source.data.unbind())
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
 
 
 def has_plan(worker: Any) -> bool:
@@ -323,19 +357,29 @@ def print_result(result: Result) -> None:
             f"  {stage:>8}: {1e3 * seconds:8.1f} ms; CPU {1e3 * cpu:8.1f} ms, "
             f"{result.num_bytes / max(cpu, 1e-9) / 1e9:6.2f} GB/s"
         )
+    pack = result.pack_cpu_seconds
+    print(f"  packing by vLLM's operator: CPU {1e3 * pack:.1f} ms")
     print(f"  of memcpy: transfer {result.ratio(TRANSFER):.2f}, all {result.ratio(ALL):.2f}")
     if result.stall is not None:
-        at = result.stall
-        print(
-            f"  an update in flight adds {1e3 * at.added_seconds:.0f} ms to a step's generation of "
-            f"{at.step_seconds:.2f} s; CPU {1e3 * at.added_cpu_seconds:.0f} ms to "
-            f"{at.step_cpu_seconds:.2f} s ({at.added_cpu_seconds / at.step_cpu_seconds:.1%}, of it "
-            f"loading {result.cpu_seconds['load'] / at.step_cpu_seconds:.1%})"
-        )
+        print_stall(result.stall, result.cpu_seconds["load"])
     for each in result.changes:
         print(
             f"  {each['share']:6.1%} changed: {each['bytes_ratio']:.3f} of the bytes, "
             f"publish {each['publish']:.2f} CPU-s, apply {each['apply']:.2f}"
+        )
+
+
+def print_stall(at: Stall, load: float) -> None:
+    """What an update adds to a step's generation; of the CPU's time, loading too."""
+    step, cpu = at.step_seconds, at.step_cpu_seconds
+    print(f"  an update in flight adds to a step's generation of {step:.2f} s, CPU {cpu:.2f} s:")
+    for way, more, more_cpu in (
+        ("computed again", at.added_seconds, at.added_cpu_seconds),
+        ("kept", at.kept_added_seconds, at.kept_added_cpu_seconds),
+    ):
+        print(
+            f"    keys and values {way}: {1e3 * more:.0f} ms ({more / step:.1%}); "
+            f"CPU {1e3 * more_cpu:.0f} ms ({more_cpu / cpu:.1%}, of it loading {load / cpu:.1%})"
         )
 
 

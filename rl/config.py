@@ -232,6 +232,11 @@ class TrainConfig:
                 f"cluster.placement=colocated: parallel.shards={shards} must be the {devices} "
                 f"devices of cluster.rollout_workers={engines} engines"
             )
+        if self.cluster.placement is Placement.colocated and not self.engine.recompute_kv:
+            raise ValueError(
+                "engine.recompute_kv=false: cluster.placement=colocated drops keys and values when "
+                "engines leave the device, and must compute them again"
+            )
         wide = self.policy.dtype is Dtype.float32
         if wide and self.parallel.weights is Precision.bfloat16:
             raise ValueError("policy.dtype=float32 needs parallel.weights=float32")

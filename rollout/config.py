@@ -168,6 +168,9 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     seed: int = 0
     """Of the sampling; two engines need two."""
+    recompute_kv: bool = True
+    """After new weights, compute keys and values of requests in flight anew. False: keep what older
+    weights made of them (PipelineRL, arXiv 2509.19128), which saves a prefill at every version."""
     routing_replay: bool = False
     """Mixtures of experts: record the experts of every token, for the learner to use the same (R3,
     arXiv 2510.11370). On CPU with eager=true only."""

@@ -56,10 +56,15 @@ class Engine(WeightedEngine):
     """One policy, served. Every method is for the event loop that called `start`."""
 
     def __init__(
-        self, llm: AsyncLLM, version: int, repetition: RepetitionConfig | None = None
+        self,
+        llm: AsyncLLM,
+        version: int,
+        repetition: RepetitionConfig | None = None,
+        *,
+        recompute_kv: bool = True,
     ) -> None:
         """Wrap a started vLLM; use `start`."""
-        super().__init__(llm, version)
+        super().__init__(llm, version, recompute_kv=recompute_kv)
         self._repetition = repetition if repetition and repetition.stop else None
         self._stop_ids = stop_token_ids(llm.vllm_config)
         self._max_len: int = llm.model_config.max_model_len
@@ -98,7 +103,7 @@ class Engine(WeightedEngine):
                 llm = AsyncLLM.from_vllm_config(vllm_config(config, checkpoint, sleeps))
             except Exception as error:
                 raise EngineError(f"vLLM did not start on {checkpoint}: {error}") from error
-        engine = cls(llm, version, repetition)
+        engine = cls(llm, version, repetition, recompute_kv=config.recompute_kv)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await llm.update_weight_version(str(version))
@@ -225,7 +230,8 @@ class Engine(WeightedEngine):
         outputs = []
         with self._clock.request(), self._dead_engine_as_error():
             # The prompt needs no thread of vLLM's to be made ready: it is token ids already.
-            async for output in self._llm.generate(tokens_input(prompt), params, number):
+            tokens = tokens_input(prompt, cache_salt=self._cache_salt)
+            async for output in self._llm.generate(tokens, params, number):
                 outputs.append(output)
                 said = [each.feed(output.outputs[0].token_ids) for each in stops]
                 if any(said) and not output.finished:

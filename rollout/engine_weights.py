@@ -19,9 +19,10 @@ from rollout.receive_update import Arrivals, reason_of, subject, time_limit
 class WeightedEngine(EngineProcess):
     """An engine whose weights change while it serves."""
 
-    def __init__(self, llm: AsyncLLM, version: int) -> None:
-        """Serve `version`."""
+    def __init__(self, llm: AsyncLLM, version: int, *, recompute_kv: bool) -> None:
+        """Serve `version`; `recompute_kv` as in `EngineConfig`."""
         super().__init__(llm)
+        self._recompute_kv = recompute_kv
         self.version = version  # of the weights that the next token is sampled with
         self._update_lock = asyncio.Lock()
         self._arrivals = Arrivals()
@@ -51,7 +52,8 @@ class WeightedEngine(EngineProcess):
         self._clock.asleep = True
 
     async def receive(self, update: PlacedUpdate) -> None:
-        """Take new weights while requests are in flight, which go on with rebuilt caches.
+        """Take new weights while requests are in flight, which go on; their keys and values are
+        computed again, unless the engine keeps those of older weights (`EngineConfig`).
 
         The files are verified while requests run; generation pauses for the loading only. A caller
         that gives up waiting does not stop it. Every step has `time_limit`. An engine that sleeps
@@ -140,12 +142,17 @@ class WeightedEngine(EngineProcess):
             await self._llm.resume_generation()
         raise refusal
 
+    @property
+    def _cache_salt(self) -> str | None:
+        """What parts the prefix cache: where it outlives weights, none is read that others made."""
+        return None if self._recompute_kv else str(self.version)
+
     async def _stand_still(self) -> None:
         """Have memory for weights, and nothing that reads them."""
         if self._clock.asleep:
             await self._llm.wake_up(["weights"])  # the caches after: to load takes room
         else:
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            await self._llm.pause_generation(mode="keep", clear_cache=self._recompute_kv)
 
     async def _go_on(self) -> None:
         """Draw with the new weights."""

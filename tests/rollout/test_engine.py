@@ -210,10 +210,15 @@ def qwens(checkpoints, tmp_path_factory) -> list[Path]:
     return folders
 
 
-def test_no_kept_prefix_outlives_its_weights(qwens, runner, tmp_path):
+@pytest.mark.parametrize("recompute_kv", [True, False])
+def test_no_kept_prefix_outlives_its_weights(qwens, runner, tmp_path, recompute_kv):
     """What a prompt's keys and values were under old weights would change every log-prob."""
     config = EngineConfig(
-        dtype=Dtype.float32, max_model_len=512, max_num_seqs=8, kv_cache_bytes=1 << 26
+        dtype=Dtype.float32,
+        max_model_len=512,
+        max_num_seqs=8,
+        kv_cache_bytes=1 << 26,
+        recompute_kv=recompute_kv,
     )
     shared = torch.randint(0, 504, (300,), generator=torch.Generator().manual_seed(3)).tolist()
     prompts = [[*shared, last] for last in range(6)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vllm.model_executor.model_loader.reload import (
 
 import rollout.engine_process
 from model.load import export_tensors, load_k2
+from model.policy import Policy
 from model.send_weights import WeightSender, WeightUpdate
 from rollout import receive_update
 from rollout.config import Dtype, EngineConfig
@@ -401,6 +403,64 @@ def test_update_in_flight(engine, dtype, checkpoints, reference, tmp_path, runne
     for found, expected in zip(rows[:2], rows[2:], strict=True):
         compare_probe(found, expected, tolerance=mean, engine="", version=version)
     sender.close()
+
+
+def mixed(old: Path, new: Path, ids: list[int], first: int, dtype: torch.dtype) -> list[float]:
+    """What `new` says of tokens from `first + 1` on, if `old` made the latents and rotary keys of
+    those before `first`: all that MLA keeps."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def note(name: str, module: nn.Module, given: object, made: torch.Tensor) -> None:
+        kept[name] = made
+
+    def replace_first(
+        name: str, module: nn.Module, given: object, made: torch.Tensor
+    ) -> torch.Tensor:
+        return torch.cat([kept[name][:first], made[first:]])
+
+    for folder, hook in ((old, note), (new, replace_first)):
+        model = load_k2(folder)
+        for parameter in model.parameters():
+            parameter.data.copy_(parameter.data.to(dtype))
+        for name, module in model.named_modules():
+            if name.endswith(("kv_a_proj_with_mqa", "kv_a_layernorm")):
+                module.register_forward_hook(partial(hook, name))
+        in_loss = torch.arange(len(ids)) > 0
+        with torch.no_grad():
+            said = Policy(model)(torch.tensor(ids), in_loss, [len(ids)], torch.ones(1)).logprobs
+    return said[first:].tolist()
+
+
+def test_update_in_flight_that_keeps_what_older_weights_cached(
+    engine, dtype, checkpoints, reference, sender, runner, monkeypatch
+):
+    version = next(NUMBERS) * 10
+    runner.run(engine.receive(publish(sender, checkpoints[0], dtype, version - 1)))
+    update = publish(sender, checkpoints[1], dtype, version)
+    monkeypatch.setattr(engine, "_recompute_kv", False)
+
+    async def generate() -> list[Completion]:
+        requests = engine.generate([9, 8, 7], samples=8, max_tokens=200, temperature=1.0)
+        running = asyncio.create_task(requests)
+        await asyncio.sleep(0.5)
+        await engine.receive(update)
+        return await running
+
+    across = [c for c in runner.run(generate()) if len(set(c.versions)) == 2]
+    assert across
+    found, expected, recomputed = [], [], []
+    for each in across:
+        ids = [*each.prompt_ids.tolist(), *each.token_ids.tolist()]
+        switch = each.versions.index(version)
+        first = len(each.prompt_ids) + switch - 1  # position of the first input under new weights
+        found.append(each.logprobs[switch:].tolist())
+        expected.append(mixed(*checkpoints, ids, first, getattr(torch, dtype.value)))
+        (new,) = reference(checkpoints[1], [ids], getattr(torch, dtype.value), 1.0)
+        recomputed.append(new[first:])
+    mean = default_tolerance(dtype)
+    compare_probe(found, expected, tolerance=mean, engine="", version=version)
+    with pytest.raises(StaleWeightsError):
+        compare_probe(found, recomputed, tolerance=10 * mean, engine="", version=version)
 
 
 @pytest.fixture
