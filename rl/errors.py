@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class BadInput(ValueError):
@@ -32,3 +33,19 @@ def bad_input() -> Iterator[None]:
         yield
     except ValueError as error:
         raise BadInput(str(error)) from error
+
+
+@contextmanager
+def writing(path: Path, then: str = "give the command again with resume=true") -> Iterator[None]:
+    """What the disk refuses of a run's files, as such; `then`: what to do once it does not.
+
+    Raises:
+        RunFailed: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror or error}. "
+            f"Free space there, or make it writable, then {then}"
+        ) from error

@@ -4,8 +4,9 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import wandb
@@ -13,30 +14,55 @@ import wandb
 from rewards.comparison import CriticReport
 from rl.batch import Batch
 from rl.config import WandbMode
+from rl.errors import writing
 from rollout.episode import Episode, Group, StopReason
+
+RESTARTS = "faults/restarts"  # since the line before
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and wandb."""
+    """Appends to `metrics.jsonl` and wandb; where wandb fails, to `metrics.jsonl` alone."""
 
-    def __init__(self, run_dir: Path, *, name: str, mode: WandbMode, resume_step: int) -> None:
-        """Open both; lines of steps after `resume_step` belong to a killed run and are dropped."""
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        name: str,
+        mode: WandbMode,
+        resume_step: int,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Open both; lines of steps after `resume_step` belong to a killed run and are dropped.
+
+        Raises:
+            RunFailed: they cannot be dropped.
+        """
         self._path = run_dir / "metrics.jsonl"
         self._unwritten = ""  # since the disk refused
-        self._keep_until(resume_step)
-        self._wandb = wandb.init(
-            project="temper",
-            name=name,
-            dir=run_dir,
-            mode=mode.value,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        self.restarts = 0.0  # that the lines count
+        self._say = say
+        self._wandb: wandb.Run | None = None
+        with writing(self._path):
+            self._keep_until(resume_step)
+        with self._copying():
+            self._wandb = wandb.init(
+                project="temper",
+                name=name,
+                dir=run_dir,
+                mode=mode.value,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
 
     def _keep_until(self, step: int) -> None:
-        kept = [row for row in read_metrics(self._path) if row["step"] <= step]
-        beside = self._path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        beside.replace(self._path)
+        """Cut the file after the lines until `step`: no kill halves that, and it needs no space."""
+        data = self._path.read_bytes() if self._path.exists() else b""
+        kept = list(takewhile(lambda row: row[0]["step"] <= step, _whole(data)))
+        size = kept[-1][1] if kept else 0
+        if size < len(data):
+            os.truncate(self._path, size)
+        if data[:size][-1:] not in (b"", b"\n"):
+            self._unwritten = "\n"  # a kill has left a line that lacks but its end
+        self.restarts = sum(row.get(RESTARTS, 0.0) for row, _ in kept)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of one step (1 for the first).
@@ -44,6 +70,7 @@ class MetricsLog:
         Raises OSError where the disk refuses; the line is written with a later one then.
         """
         self._unwritten += json.dumps({"step": step, **metrics}) + "\n"
+        self.restarts += metrics.get(RESTARTS, 0.0)
         whole = self._path.stat().st_size if self._path.exists() else 0
         try:
             with self._path.open("a") as file:
@@ -53,24 +80,48 @@ class MetricsLog:
                 os.truncate(self._path, whole)  # no half lines
             raise
         self._unwritten = ""
-        self._wandb.log(dict(metrics), step=step)
+        if self._wandb is not None:
+            with self._copying():
+                self._wandb.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Finish wandb's files."""
-        self._wandb.finish()
+        """Finish wandb's files, and its process: a run that is started again starts another."""
+        if self._wandb is not None:
+            with self._copying():
+                self._wandb.finish()
+                wandb.teardown()
+
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[None]:
+        """Go on without wandb from where it fails: it has processes of its own, which may die."""
+        try:
+            yield
+        except Exception as error:  # wandb has many, and the sockets' beside them
+            self._wandb = None
+            if isinstance(error, ConnectionError):  # wandb would use the dead process again
+                with contextlib.suppress(Exception):
+                    wandb.teardown()
+            self._say(
+                f"WARNING: wandb failed and gets no more of this run: {error!r}. "
+                f"Only its copy is lost: {self._path} has every step"
+            )
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
+    return [row for row, _ in _whole(path.read_bytes())] if path.exists() else []
+
+
+def _whole(data: bytes) -> Iterator[tuple[dict[str, float], int]]:
+    """The lines before the first that is cut, and where each ends."""
+    end = 0
+    for line in data.splitlines(keepends=True):
+        end += len(line)
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line)
+        except ValueError:
+            return
+        yield row, end
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -204,7 +255,8 @@ class Summary:
     checkpoint: str
 
     def write(self, path: Path) -> None:
-        """Write beside, then rename."""
+        """Write beside, then rename. Raises RunFailed where the disk refuses."""
         beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(beside, path)
+        with writing(path):
+            beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            os.replace(beside, path)

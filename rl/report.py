@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from jinja2 import Environment
 
-from rl.errors import BadInput
+from rl.errors import BadInput, writing
 from rl.metrics import read_metrics
 from rl.run_folder import RunFolder
 
@@ -87,6 +87,7 @@ def write_report(folder: RunFolder) -> None:
 
     Raises:
         BadInput: the folder is no run, or holds no trained step.
+        RunFailed: the disk refuses.
     """
     rows = read_metrics(folder.metrics)
     if not rows:
@@ -112,7 +113,8 @@ def write_report(folder: RunFolder) -> None:
         timeline=folder.timeline if folder.timeline.exists() else None,
         config=folder.config.read_text() if folder.config.exists() else "",
     )
-    folder.report.write_text(page)
+    with writing(folder.report, f"give `temper report {folder.root}`"):
+        folder.report.write_text(page)
 
 
 def _read_samples(path: Path) -> list[dict[str, object]]:
@@ -141,5 +143,6 @@ def draw(rows: Sequence[Mapping[str, float]], panels: Sequence[Panel], path: Pat
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with writing(path, f"give `temper report {path.parent}`"):
+        figure.savefig(path, dpi=110)
     plt.close(figure)

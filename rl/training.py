@@ -24,12 +24,12 @@ from rl.config import SftConfig, TrainConfig
 from rl.critic_baseline import Baseline
 from rl.critic_checks import check_critic, check_gate, check_kinds, check_room
 from rl.critic_rubrics import rubrics_of
-from rl.errors import BadInput, bad_input
+from rl.errors import BadInput, bad_input, writing
 from rl.evaluate import PassRate, Sampler, rates, sample_all
 from rl.learner_spec import LearnerSpec
 from rl.length import LengthRecorder, LengthShaping
 from rl.loop import Course, Loop, Step
-from rl.metrics import MetricsLog, Summary, write_samples
+from rl.metrics import RESTARTS, MetricsLog, Summary, write_samples
 from rl.progress import Display
 from rl.prometheus import Progress
 from rl.recipe import to_yaml
@@ -49,6 +49,7 @@ from rollout.render import Renderer
 from rollout.tasks import Split, TaskStream, corpus
 
 TINY_CORPUS_TASKS = 2000  # texts that the tiny model's tokenizer is trained on
+ANEW = "give the command again"  # there is no checkpoint yet
 
 
 class Training:
@@ -83,7 +84,8 @@ class Training:
             self.state = read_state(self.resumed_from)
             self.start_checkpoint = self.resumed_from / "model"
         else:
-            self.folder.config.write_text(to_yaml(config))
+            with writing(self.folder.config, ANEW):
+                self.folder.config.write_text(to_yaml(config))
             self.start_checkpoint = self._starting_model()
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, say, keep=config.checkpoint.keep, whole=self.resumed_from
@@ -111,7 +113,8 @@ class Training:
                 )
             return path
         texts = corpus(self.config.tasks, TINY_CORPUS_TASKS)
-        create_tiny(self.folder.start, texts, seed=self.config.seed)
+        with writing(self.folder.start, ANEW):
+            create_tiny(self.folder.start, texts, seed=self.config.seed)
         return self.folder.start
 
     def _self_critique(self) -> SelfCritique | None:
@@ -322,10 +325,12 @@ class Training:
         recorder = LengthRecorder(self._engines_for(test.tasks))
         groups = await self._sample(recorder, test.tasks, test.samples)
         budgets = recorder.budgets(self.config.rewards.length.percentile)
-        self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
+        with writing(self.folder.length_budgets, ANEW):
+            self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
         if self.critique is not None:
             self.baseline = await self.critique.start(self.rollouts, groups)
-            self.baseline.write(self.folder.baseline)
+            with writing(self.folder.baseline, ANEW):
+                self.baseline.write(self.folder.baseline)
         return self._rates(groups) | await self._agreement(groups)
 
     def _rates(self, groups: Sequence[Group]) -> dict[str, PassRate]:
@@ -370,13 +375,17 @@ class Training:
         config = self.config
         started, earlier = time.perf_counter(), self.state
         log = MetricsLog(
-            self.folder.root, name=config.name, mode=config.wandb, resume_step=earlier.step
+            self.folder.root,
+            name=config.name,
+            mode=config.wandb,
+            resume_step=earlier.step,
+            say=lambda line: self.display.say(escape(line)),
         )
 
         async def on_step(step: Step) -> None:
             counted = {
                 "reward/slow": float(self._slow_rewards.take()),
-                "faults/restarts": float(self.restarts.take()),
+                RESTARTS: self.restarts.total - log.restarts,  # those of dropped lines too
             }
             if config.watch.timeline:
                 self.watch.collect(self.rollouts.spans)  # a worker may be busy

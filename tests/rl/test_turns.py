@@ -467,3 +467,6 @@ def test_colocated_engines_and_shards_are_on_the_same_devices() -> None:
     assert TrainConfig(cluster=cluster, engine=engine, parallel=parallel).parallel.shards == 4
     with pytest.raises(ValueError, match=r"parallel\.shards=1 must be the 4 devices of cluster\."):
         TrainConfig(cluster=cluster, engine=engine)
+    kept = EngineConfig(tensor_parallel_size=2, recompute_kv=False)
+    with pytest.raises(ValueError, match=r"engine\.recompute_kv=false: .*colocated drops keys"):
+        TrainConfig(cluster=cluster, engine=kept, parallel=parallel)
