@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -90,10 +93,12 @@ def run_root(config: TrainConfig) -> Path:
     return Path(config.run_dir or Path("runs") / config.name).absolute()
 
 
-def open_run(config: TrainConfig) -> RunFolder:
+@contextmanager
+def open_run(config: TrainConfig) -> Iterator[RunFolder]:
     """Make the folder, or find it when resuming. An earlier run of the same name is moved aside.
 
-    It is this process's until that ends.
+    It is this process's until that ends. If what is done within fails, as for a mistake in the
+    recipe, all lies as before.
 
     Raises:
         BadInput: the folder cannot be made, there is nothing to resume in it, or another process
@@ -105,19 +110,33 @@ def open_run(config: TrainConfig) -> RunFolder:
         raise BadInput(f"nothing to resume: {root} holds no run; start it without resume=true")
     try:
         _lock(root)
-        if config.resume:
-            return folder
-        if root.exists() and any(root.iterdir()):
-            if not folder.config.exists():
-                raise BadInput(f"run_dir {root} holds other files: choose an empty or a new folder")
-            number = 1
-            while (aside := root.with_name(f"{root.name}.{number}")).exists():
-                number += 1
-            root.rename(aside)
-        root.mkdir(parents=True, exist_ok=True)
+        aside = None if config.resume else _make(folder)
     except OSError as error:
         raise BadInput(f"cannot use run_dir {root}: {error.strerror or error}") from error
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        if not config.resume:
+            shutil.rmtree(root, ignore_errors=True)
+        if aside is not None:
+            aside.rename(root)
+        raise
+
+
+def _make(folder: RunFolder) -> Path | None:
+    """Make the folder; where the run that lay there lies now."""
+    root = folder.root
+    if not root.exists() or not any(root.iterdir()):
+        root.mkdir(parents=True, exist_ok=True)
+        return None
+    if not folder.config.exists():
+        raise BadInput(f"run_dir {root} holds other files: choose an empty or a new folder")
+    number = 1
+    while (aside := root.with_name(f"{root.name}.{number}")).exists():
+        number += 1
+    root.rename(aside)
+    root.mkdir()
+    return aside
 
 
 def _lock(root: Path) -> None:

@@ -64,21 +64,27 @@ class Training:
         """
         self.config = config
         self.display = display
-        say = lambda line: display.say(escape(line))  # noqa: E731
-        self.restarts = restarts or Restarts(say, most=config.cluster.max_restarts)
+        self.restarts = restarts or Restarts(self._say, most=config.cluster.max_restarts)
         with bad_input():
             load_plugins(config.rewards)  # reward workers do it again, minutes later
-        self.watch = Watch(config.watch, config.name, lambda line: display.say(escape(line)))
-        self.folder = open_run(config)
+        self.watch = Watch(config.watch, config.name, self._say)
+        with open_run(config) as self.folder:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Find the model to start from, and refuse what cannot work."""
+        config, say = self.config, self._say
         self.restarts.keep_in(self.folder.restarts)
         self.tasks = TaskStream(config.tasks, Split.train)
         self.held_out = TaskStream(config.tasks, Split.held_out)
         for note in self.tasks.notes:
-            display.say(note)
+            self.display.say(note)
         check_kinds(config.rewards, self.tasks.kinds | self.held_out.kinds)
         self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before={})
         self.resumed_from: Path | None = None
-        self._slow_rewards = SlowRewardLog(display.say, every_s=max(config.rewards.slow_s / 2, 1.0))
+        self._slow_rewards = SlowRewardLog(
+            self.display.say, every_s=max(config.rewards.slow_s / 2, 1.0)
+        )
         if config.resume:
             self.resumed_from = latest_checkpoint(self.folder.checkpoints, say)
             self.state = read_state(self.resumed_from)
@@ -97,10 +103,15 @@ class Training:
             raise BadInput(f"{self.start_checkpoint} has no usable tokenizer: {error}") from error
         imitated = TaskStream(config.tasks, Split.train, supervised=True)
         self.supervised = SupervisedStream(imitated, self.renderer)
+        self._starting: list[asyncio.Task[Any]] = []
         self.critique = self._self_critique()
         self.baseline: Baseline | None = None  # of a run with a critic, from before RL
         if self.critique is not None and self.resumed_from is not None:
             self.baseline = Baseline.read(self.folder.baseline)
+
+    def _say(self, line: str) -> None:
+        """What may quote the policy, or a path, as it is."""
+        self.display.say(escape(line))
 
     def _starting_model(self) -> Path:
         """The recipe's checkpoint, or the tiny K2 made for its tasks."""
@@ -139,7 +150,7 @@ class Training:
             rubrics,
             seed=self.config.seed,
             fits=lambda task: self._prompt_tokens(task.messages) + task.token_budget <= longest,
-            say=lambda line: self.display.say(escape(line)),  # it may quote the policy
+            say=self._say,
             state=self.state.critique,
         )
 
@@ -214,14 +225,11 @@ class Training:
                 self.start_checkpoint, seed=seed, again=self._model_on_disk, learner=placing
             )
         )
+        self._starting = [placing, self._placing]
         self._probe = probe
         kinds = self.tasks.kinds | self.held_out.kinds
         with self.watch.doing("learner", "learner and reward workers to start"):
-            try:
-                self._learner, _ = await asyncio.gather(placing, cluster.check_rewards(kinds))
-            except BaseException:
-                self._placing.cancel()
-                raise
+            self._learner, _ = await asyncio.gather(placing, cluster.check_rewards(kinds))
         if self._learner.note is not None:
             self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
@@ -240,6 +248,9 @@ class Training:
         """Watch the run no more, and let the checkpoint that is being written become whole."""
         self._slow_rewards.stop()
         self.watch.close()
+        for task in self._starting:  # it would go on beyond the end of Ray, and start another
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
         await self.checkpoints.close()
 
     async def call_learner(self, method: str, *args: Any) -> Any:
@@ -379,7 +390,7 @@ class Training:
             name=config.name,
             mode=config.wandb,
             resume_step=earlier.step,
-            say=lambda line: self.display.say(escape(line)),
+            say=self._say,
         )
 
         async def on_step(step: Step) -> None:

@@ -13,12 +13,15 @@ from rl.cli import main
 from rl.config import TrainConfig
 from rl.run_folder import open_run
 
+THREE = ("parallel.shards=3",)  # of 16 experts
+
 HOLDER = """
 import sys, time
 from rl.config import TrainConfig
 from rl.run_folder import open_run
 
-open_run(TrainConfig(run_dir=sys.argv[1])).config.touch()
+with open_run(TrainConfig(run_dir=sys.argv[1])) as folder:
+    folder.config.touch()
 print("held", flush=True)
 time.sleep(60)
 """
@@ -120,9 +123,27 @@ def test_a_folder_that_another_process_has_a_run_in_is_left_alone(temper, tmp_pa
             assert f"process {holder.pid} has a run in" in error
         assert [path.name for path in run.iterdir()] == ["config.yaml"]
         holder.kill()
-    assert open_run(TrainConfig(run_dir=str(run), resume=True)).config.exists()
-    open_run(TrainConfig(run_dir=str(run)))  # once more in this process
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["run", "run.1"]
+    for resume, folders in ((True, ["run"]), (False, ["run", "run.1"])):  # and once more, here
+        with open_run(TrainConfig(run_dir=str(run), resume=resume)) as folder:
+            folder.config.touch()
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == folders
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["tasks.families=[{name: chain_sun}]", "policy.path=nowhere", "parallel.expert_parallel=3"],
+)
+def test_a_mistake_leaves_an_earlier_run_where_it_lies(
+    temper, tmp_path: Path, mistake: str
+) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").write_text("steps: 3\n")
+    for run, left in (("mine", ["mine"]), ("new", ["mine"])):
+        code, _, error = temper("train", "quickstart", f"run_dir=runs/{run}", mistake, *THREE)
+        assert code == 2, error
+        folders = [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+        assert folders == left
+    assert (tmp_path / "runs" / "mine" / "config.yaml").read_text() == "steps: 3\n"
 
 
 def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-untyped-def]

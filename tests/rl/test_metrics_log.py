@@ -15,6 +15,7 @@ import psutil
 import pytest
 import wandb
 from rich.console import Console
+from rich.markup import escape
 
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
@@ -105,9 +106,10 @@ class Run:
         async def done() -> Any:
             return {}
 
+        display = Display(Console(file=self.output, width=400))
         training = SimpleNamespace(
             config=self.config,
-            display=Display(Console(file=self.output, width=400)),
+            display=display,
             folder=self.folder,
             restarts=self.restarts,
             watch=watch,
@@ -119,6 +121,7 @@ class Run:
             save=done,
             saved=done,
             evaluate=done,
+            _say=lambda line: display.say(escape(line)),
             _slow_rewards=SimpleNamespace(take=lambda: 0),
             _course=lambda: Course(task_at=_task),
             _progress=lambda state, metrics: None,
