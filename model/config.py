@@ -1,5 +1,6 @@
 """Settings of the networks, of the optimiser and of its shards. Light: imports nothing heavy."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -27,16 +28,20 @@ class MuonClipConfig:
     def __post_init__(self) -> None:
         """Refuse values that would diverge or do nothing, by name."""
         for name in ("learning_rate", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"muonclip.{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"optimizer.{name} must be at least 0 and finite, got {getattr(self, name)}"
+                )
         for name in ("ns_steps", "adam_eps", "qk_clip_tau"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"muonclip.{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"optimizer.{name} must be positive and finite, got {getattr(self, name)}"
+                )
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"muonclip.momentum must be in [0, 1), got {self.momentum}")
+            raise ValueError(f"optimizer.momentum must be in [0, 1), got {self.momentum}")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(
-                f"muonclip.adam_betas must be two numbers in [0, 1), got {self.adam_betas}"
+                f"optimizer.adam_betas must be two numbers in [0, 1), got {self.adam_betas}"
             )
 
 

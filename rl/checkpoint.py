@@ -86,7 +86,7 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None] = _loudly) -> Pat
         BadInput: there is none that is whole.
     """
     damaged = []
-    for checkpoint in _by_preference(folder):
+    for checkpoint in by_preference(folder):
         try:
             verify(checkpoint)
         except BadInput as error:
@@ -102,7 +102,7 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None] = _loudly) -> Pat
     raise BadInput(f"no checkpoint to resume in {folder}: start the run without resume=true")
 
 
-def _by_preference(folder: Path) -> list[Path]:
+def by_preference(folder: Path) -> list[Path]:
     """What `latest` names, then the older ones, then those of a future that was given up."""
     found, link = checkpoints_in(folder), folder / "latest"
     if not link.is_symlink():

@@ -67,7 +67,11 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved recipe and its plan, and stop. Exit code 1: it does not fit.",
+        ),
     ] = False,
     revive: Annotated[
         bool,
@@ -88,8 +92,12 @@ def train(
 
     config = load_recipe(recipe, overrides or [])
     if dry_run:
-        typer.echo(to_yaml(config))
-        _plan(config, None, as_json)
+        from rollout.sources import check_generators
+
+        check_generators(config.tasks)
+        typer.echo(to_yaml(config), err=as_json)
+        if not _plan(config, None, as_json):
+            raise SystemExit(1)
         return
     drive = partial(_drive, as_json=as_json)
     if revive:
@@ -113,11 +121,14 @@ def _drive(config: "TrainConfig", lost: Sequence[str] = (), *, as_json: bool) ->
 @app.command()
 def sft(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
     """Supervised start alone: prints the checkpoint, for `policy.path=... sft=null`."""
+    from rl.errors import BadInput
     from rl.progress import Display
     from rl.recipe import load_recipe
     from rl.train import sft as run
 
     config = load_recipe(recipe, overrides or [])
+    if config.sft is None:
+        raise BadInput(f"recipe {config.name} has no section sft: nothing to train on")
     if config.run_dir is None:
         config.name += "-sft"
     with Display(_console(as_json)) as display:
@@ -135,10 +146,11 @@ def evaluate(
     """Held-out pass@1 with 95 % intervals."""
     from rl.checkpoint import latest_checkpoint
     from rl.progress import Display
-    from rl.recipe import from_run, load_recipe
+    from rl.recipe import check_target, from_run, load_recipe
     from rl.run_folder import RunFolder
     from rl.train import evaluate as run
 
+    check_target(target)
     if Path(target).is_dir():
         folder = RunFolder(Path(target).absolute())
         config = from_run(folder.root, overrides or [])
@@ -186,7 +198,9 @@ def profile_tasks(
     from rl.profile_tasks import ProfileSettings, load_target
     from rl.profile_tasks import profile_tasks as run
     from rl.progress import Display
+    from rl.recipe import check_target
 
+    check_target(target)
     settings = ProfileSettings(out=out, samples=samples, tasks=tasks, keep=keep)
     config = load_target(target, overrides or [])
     with Display(_console(as_json)) as display:
@@ -251,9 +265,10 @@ def export(
     from model.formats import Quantised
     from rl.checkpoint import latest_checkpoint
     from rl.errors import BadInput
-    from rl.recipe import from_run
+    from rl.recipe import check_run, from_run
     from rl.run_folder import RunFolder
 
+    check_run(run)
     checkpoint = latest_checkpoint(RunFolder(run.absolute()).checkpoints)
     if out.exists():
         raise BadInput(f"{out} exists: choose a new folder")

@@ -71,6 +71,7 @@ def verify(
     than 1 %, OUT is written, but the exit code is 1.
     """
     from rewards.recorded import verify_file
+    from rewards.rows import RowError, lines_of
     from rewards.task import TaskKind
     from rl.verify import (
         print_verification,
@@ -84,6 +85,8 @@ def verify(
     spec = scorer_spec(TaskKind(kind.value), timeout)
     processes = worker_count(spec.kind, workers)
     with scoring(Console(stderr=True)) as progress:
+        if next(lines_of(source), None) is None:
+            raise RowError(f"{source} holds no rows: nothing to score")
         done = verify_file(
             source,
             out,

@@ -1,5 +1,6 @@
 """The settings of a run, composed of the packages' own. Values live in `configs/recipe/*.yaml`."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -11,11 +12,14 @@ from rollout.config import Dtype, EngineConfig, TasksConfig
 
 
 def _at_least(owner: object, section: str, **bounds: float) -> None:
-    """Raise ValueError naming the first field of `owner` that lies under its bound."""
+    """Raise ValueError naming the first field of `owner` under its bound, infinite or no number."""
     for name, least in bounds.items():
         value = getattr(owner, name)
-        if value < least:
-            raise ValueError(f"{section}.{name} must be at least {least}, got {value}")
+        key = f"{section}.{name}".lstrip(".")
+        if not value >= least:  # NaN is neither over nor under
+            raise ValueError(f"{key} must be at least {least}, got {value}")
+        if value == math.inf:
+            raise ValueError(f"{key} must be finite, got {value}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,6 +73,9 @@ class SftConfig:
         """Check the bounds."""
         _at_least(self, "sft", max_steps=1, sequences_per_step=1, test_every=1, test_tasks=1)
         _at_least(self, "sft", threads=1, warmup_steps=1, cooldown_steps=0, learning_rate=0)
+        _at_least(self, "sft", min_steps=0)
+        if not 0 <= self.target_accuracy <= 1:
+            raise ValueError(f"sft.target_accuracy must lie in [0, 1], got {self.target_accuracy}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,6 +121,10 @@ class WeightsConfig:
     def __post_init__(self) -> None:
         """Check the bounds."""
         _at_least(self, "weights", bucket_bytes=1 << 20, probe_sequences=1)
+        if self.probe_tolerance is not None and not self.probe_tolerance >= 0:
+            raise ValueError(
+                f"weights.probe_tolerance must be at least 0, got {self.probe_tolerance}"
+            )
         if self.delta and self.by_layer:
             raise ValueError(
                 "weights.delta and weights.by_layer exclude each other: changes are made to a "
@@ -224,7 +235,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what concerns more than one section."""
-        _at_least(self, "recipe", steps=1)
+        _at_least(self, "", steps=1, seed=0)
         shards, engines = self.parallel.shards, self.cluster.rollout_workers
         devices = engines * self.engine.tensor_parallel_size
         if self.cluster.placement is Placement.colocated and shards != devices:

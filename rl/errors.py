@@ -23,7 +23,7 @@ class PartLost(RunFailed):
 
 
 class CrashLoop(RunFailed):
-    """A part is lost again and again, and nothing is trained between."""
+    """A part is lost again and again, and the run comes no further between."""
 
 
 @contextmanager

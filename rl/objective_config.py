@@ -1,5 +1,6 @@
 """Settings of the policy objective: which one, against which old policy, with which correction."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -106,6 +107,8 @@ class ObjectiveConfig:
             value = getattr(self, name)
             if not value >= least:
                 raise ValueError(f"objective.{name} must be at least {least}, got {value}")
+            if value == math.inf and name != "correction_cap":  # there it means no cap
+                raise ValueError(f"objective.{name} must be finite, got {value}")
         self._check_kind()
         self._check_clip()
         self._check_correction()

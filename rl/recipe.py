@@ -1,23 +1,30 @@
 """From a recipe's name and overrides to one typed, validated `TrainConfig`. Hydra stays in here."""
 
 import dataclasses
-import difflib
 import re
-import typing
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.config import TrainConfig
 from rl.errors import BadInput
+from rl.recipe_keys import check_keys, keys_of, nearest, nearest_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
+SUFFIXES = {".yaml", ".yml"}
+QUOTING = (
+    "Put it into a recipe file; or, in single quotes for the shell, keys without quotes and with "
+    r"\: for a colon: '+rewards.mixture.math={math: 1.0, style.py\:short: 0.1}'"
+)
 
 
 def load_recipe(recipe: str, overrides: Sequence[str]) -> TrainConfig:
@@ -31,16 +38,18 @@ def load_recipe(recipe: str, overrides: Sequence[str]) -> TrainConfig:
         BadInput: unknown recipe or key (with the nearest name), or a value that does not fit.
     """
     path = _find(recipe)
-    _check_keys(overrides)
+    check_keys(overrides)
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     try:
         with initialize_config_dir(config_dir=str(path.parent), version_base="1.3"):
-            composed = compose(config_name=path.stem, overrides=list(overrides))
-        config = OmegaConf.to_object(composed)
+            composed = compose(config_name=path.stem, overrides=[_dotted(o) for o in overrides])
+        if OmegaConf.get_type(composed) is not TrainConfig:
+            raise ValueError('begin it with "defaults: [schema, _self_]"')
+        config = _typed(composed)
+        if not config.tasks.families:
+            raise ValueError("tasks.families is empty: name at least one family")
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise BadInput(f"recipe {path}: {_first_cause(error)}") from error
-    if not isinstance(config, TrainConfig):
-        raise BadInput(f'recipe {path}: begin it with "defaults: [schema, _self_]"')
+        raise BadInput(f"recipe {path}: {_first_cause(error, path, overrides)}") from error
     return config
 
 
@@ -56,79 +65,119 @@ def from_run(run_dir: Path, overrides: Sequence[str]) -> TrainConfig:
         BadInput: the folder holds no readable `config.yaml`.
     """
     path = run_dir / "config.yaml"
-    _check_keys(overrides)
+    check_keys(overrides)
+    check_run(run_dir)
     try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path), changes)
-        config = OmegaConf.to_object(merged)
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
+        merged.merge_with_dotlist(list(overrides))
+        return _typed(merged)
     except (OSError, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}") from error
-    assert isinstance(config, TrainConfig)
-    return config
+        raise BadInput(f"{path}: {_first_cause(error, path, overrides)}") from error
+
+
+def check_run(folder: Path) -> None:
+    """Raise `BadInput` for what is no run folder."""
+    if not (folder / "config.yaml").is_file():
+        raise BadInput(f"{folder} is no run folder: it has no config.yaml")
+
+
+def check_target(target: str) -> None:
+    """Raise `BadInput` for what is neither a run folder nor a recipe."""
+    names = _names()
+    if Path(target).is_dir() or Path(target).suffix in SUFFIXES or target in names:
+        return
+    raise BadInput(
+        f"{target!r} is neither a recipe nor a run folder{nearest(target, names)}; "
+        f"known recipes: {', '.join(names)}"
+    )
+
+
+def changes(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """What differs, as "seed: 0 -> 7"; lists are compared whole."""
+    one, other = (dict(_flat(dataclasses.asdict(config))) for config in (before, now))
+    keys = [key for key in one | other if one.get(key) != other.get(key)]
+    return [f"{key}: {_short(one.get(key))} -> {_short(other.get(key))}" for key in keys]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value.name if isinstance(value, Enum) else value
+
+
+def _short(value: object) -> str:
+    return textwrap.shorten(str(value), 60, placeholder=" ...")
 
 
 def _find(recipe: str) -> Path:
     as_path = Path(recipe)
-    if as_path.suffix in {".yaml", ".yml"}:
+    if as_path.suffix in SUFFIXES:
         if not as_path.is_file():
             raise BadInput(f"no recipe file {as_path}")
         return as_path.resolve()
-    names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    names = _names()
     if recipe not in names:
         raise BadInput(
-            f"unknown recipe {recipe!r}{_nearest(recipe, names)}; known: {', '.join(names)}"
+            f"unknown recipe {recipe!r}{nearest(recipe, names)}; known: {', '.join(names)}"
         )
     return RECIPES / f"{recipe}.yaml"
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a settings class, dotted: sections and values."""
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        yield prefix + field.name
-        for part in (hints[field.name], *typing.get_args(hints[field.name])):
-            if dataclasses.is_dataclass(part) and isinstance(part, type):
-                is_list = typing.get_origin(hints[field.name]) is list
-                yield from () if is_list else _known_keys(part, f"{prefix}{field.name}.")
+def _dotted(override: str) -> str:
+    """`families[0].name=x` as Hydra knows it: `families.0.name=x`."""
+    key, equals, value = override.partition("=")
+    return re.sub(r"\[(\d+)\]", r".\1", key) + equals + value
 
 
-def _check_keys(overrides: Sequence[str]) -> None:
-    known = list(_known_keys(TrainConfig))
-    lists = [key for key in known if key.endswith("families") or key == "rewards.mixture"]
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals and not key.startswith("~"):  # ~key takes it out of the recipe
-            raise BadInput(f"{override!r} is not key=value")
-        key = key.lstrip("+~")
-        if key not in known and not any(key.startswith(f"{name}.") for name in lists):
-            raise BadInput(f"unknown key {key!r}{_nearest_key(key, known)}")
-
-
-def _nearest_key(key: str, known: Sequence[str]) -> str:
-    """The nearest whole key, or the keys whose last part is nearest."""
-    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    if whole and "." in key:
-        return f"; did you mean {whole[0]!r}?"
-    leaves = [name.rpartition(".")[2] for name in known]
-    nearest = difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1, cutoff=0.6)
-    same = [repr(name) for name, leaf in zip(known, leaves, strict=True) if leaf in nearest]
-    return f"; did you mean {' or '.join(same)}?" if same else ""
-
-
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException, path: Path, overrides: Sequence[str]) -> str:
     """The innermost message: Hydra wraps what OmegaConf or a settings class said."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     text = str(cause) or type(cause).__name__
-    unknown = re.search(r"not in '\w+'\s+full_key: (\S+)", text)
-    if unknown:
-        return (
-            f"unknown key {unknown[1]!r}{_nearest_key(unknown[1], list(_known_keys(TrainConfig)))}"
-        )
-    return " ".join(line.strip() for line in text.splitlines() if "object_type=" not in line)
+    if unknown := re.search(r"not in '\w+'\s+full_key: (\S+)", text):
+        key = _whole(unknown[1], path, overrides)
+        return f"unknown key {key!r}{nearest_key(key)}"
+    text = " ".join(line.strip() for line in text.splitlines() if "object_type=" not in line)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {text.partition(' See http')[0]}. {QUOTING}"
+    if name := re.search(r"Interpolation key '([A-Z_]+)' not found", text):
+        return f"{text}: an environment variable is ${{oc.env:{name[1]}}}"
+    return text
+
+
+def _whole(key: str, path: Path, overrides: Sequence[str]) -> str:
+    """The place of a key inside a list, of which OmegaConf says the last part alone."""
+    try:
+        split = [each.lstrip("+").partition("=") for each in overrides]
+        given = [{name: yaml.safe_load(value)} for name, _, value in split]
+        given.append(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError):
+        return key
+    places = (place for each in given for place in keys_of(each))
+    return next((place for place in places if place.endswith(f"].{key}")), key)
+
+
+def _plain_variables(given: Any) -> Any:
+    """`${NAME}` as `$NAME`, which a family fills in when it is read; to OmegaConf it is a key."""
+    if isinstance(given, dict):
+        return {key: _plain_variables(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_plain_variables(value) for value in given]
+    return re.sub(r"\$\{([A-Z][A-Z0-9_]*)\}(?!\w)", r"$\1", given) if type(given) is str else given
+
+
+def _typed(composed: Any) -> TrainConfig:
+    """The settings, each checked by its class."""
+    given = OmegaConf.to_container(composed, structured_config_mode=SCMode.DICT)
+    assert isinstance(given, dict)
+    given["tasks"] = _plain_variables(given["tasks"])
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), given))
+    assert isinstance(config, TrainConfig)
+    return config

@@ -156,11 +156,12 @@ class RemotePolicy:
         self._restarts = restarts
         self._probe = probe
         self._tolerance = tolerance
+        self._version = 0  # published last
 
     async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
         """One iteration of the optimiser."""
         metrics = await self._learner.call("update", minibatches, ptx)
-        self._restarts.progress()
+        self._restarts.progress(self._version + 1)
         return metrics
 
     async def publish(self, version: int) -> dict[str, float]:
@@ -190,6 +191,7 @@ class RemotePolicy:
 
         await self._learner.ready()
         reports = await self._rollouts.serve(offer)
+        self._version = version
         metrics = {"time/sync": time.perf_counter() - started}
         if reports:
             metrics["probe/abs_logprob"] = max(r.typical for r in reports)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from rl.checkpoint import by_preference
 from rl.config import TrainConfig
 from rl.errors import RunFailed
 from rl.run_folder import run_root
@@ -39,7 +40,8 @@ def revived(
 
     Args:
         drive: a function that a new process can import.
-        config: of the run; a new driver goes on from its last whole checkpoint.
+        config: of the run; a new driver goes on from its last whole checkpoint. Those of an earlier
+            run, which a lost driver has not moved aside, are not this run's.
         say: hears that a driver was lost.
         settle_s: seconds between the end of a driver and the next.
 
@@ -47,8 +49,9 @@ def revived(
         RunFailed: this process was told to stop (SIGTERM), and the driver could not say so.
     """
     checkpoints = run_root(config) / "checkpoints"
+    earlier = None if config.resume else _identity(checkpoints)
     lost: list[str] = []
-    newest = _newest(checkpoints) if config.resume else None
+    newest = _newest(checkpoints, earlier)
     while True:
         try:
             return _in_child(drive, config, lost)
@@ -56,9 +59,9 @@ def revived(
             reason = str(error)
         say(f"the driver was lost: {reason}; another one starts in {settle_s:.0f} s")
         time.sleep(settle_s)
-        before, newest = newest, _newest(checkpoints)
+        before, newest = newest, _newest(checkpoints, earlier)
         lost = [*(lost if newest == before else ()), reason]
-        config = replace(config, resume=newest is not None)
+        config = replace(config, resume=config.resume or newest is not None)
 
 
 class ChildLost(Exception):
@@ -126,7 +129,16 @@ def _end_of(code: int | None) -> str:
     return f"ended with {code}"
 
 
-def _newest(checkpoints: Path) -> str | None:
-    """The last whole checkpoint."""
-    latest = checkpoints / "latest"
-    return latest.readlink().name if latest.is_symlink() else None
+def _newest(checkpoints: Path, earlier: tuple[int, int] | None) -> str | None:
+    """The checkpoint that a run would go on from, unless the folder is the `earlier` one."""
+    if _identity(checkpoints) == earlier:
+        return None
+    return next((each.name for each in by_preference(checkpoints) if each.is_dir()), None)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays with a folder that is moved; None if there is none."""
+    with suppress(OSError):
+        found = folder.stat()
+        return found.st_dev, found.st_ino
+    return None

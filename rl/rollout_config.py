@@ -1,5 +1,6 @@
 """How a run samples: group sizes, temperatures, and how far generation runs ahead of training."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -42,8 +43,8 @@ class RolloutConfig:
             ("temperature_end", self.temperature_end, 0.01),
         ]
         for name, value, least in bounds:
-            if value is not None and value < least:
-                raise ValueError(f"rollout.{name} must be at least {least}, got {value}")
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"rollout.{name} must be at least {least} and finite, got {value}")
 
     @property
     def max_lag(self) -> int:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +66,8 @@ class Checkpoints:
         self._keep = keep
         self._whole = whole
         self._finishing: asyncio.Task[None] | None = None
+        self._placing = threading.Lock()  # a thread goes on when the task that waits is cancelled
+        self._given_up = False
         self.behind = False
         """The last one could not be written: try again at the next step."""
 
@@ -73,6 +76,7 @@ class Checkpoints:
         await self.settle()
         partial = self._folder / f"step_{state.step}.partial"
         try:
+            self._make_way(self._folder / "latest")
             await asyncio.to_thread(self._begin, partial)
             written = await write(partial)
         except (OSError, CheckpointError) as error:
@@ -90,10 +94,21 @@ class Checkpoints:
                     self._finishing = None
 
     async def close(self) -> None:
-        """Wait for the one that is being written, if whoever writes it is there; not for long."""
-        if self._finishing is not None:
-            with contextlib.suppress(PartLost, TimeoutError):
+        """Wait for the one that is being written, if whoever writes it is there; not for long.
+
+        On return it is the latest, or never will be: what comes next goes on from another.
+        """
+        if self._finishing is None:
+            return
+        try:
+            with contextlib.suppress(PartLost):
                 await asyncio.wait_for(self._finishing, CLOSE_S)
+        except TimeoutError:
+            await asyncio.to_thread(self._give_up)
+
+    def _give_up(self) -> None:
+        with self._placing:
+            self._given_up = True
 
     async def complete(self, state: RunState, write: WriteFiles) -> Path:
         """The checkpoint of `state`, whole; written now if it could not be before.
@@ -134,6 +149,19 @@ class Checkpoints:
             f"tries again; a kill now loses what came after {self._whole or 'the start'}"
         )
 
+    def _make_way(self, latest: Path) -> None:
+        """A folder in the place of the link, as some copies of a run have, is moved aside."""
+        if latest.is_symlink() or not latest.is_dir():
+            return
+        number = 1
+        while (aside := latest.with_name(f"{latest.name}.{number}")).exists():
+            number += 1
+        latest.rename(aside)
+        self._say(
+            f"WARNING: {latest} was a folder, and is to be a link to a checkpoint: moved to "
+            f"{aside}, which no run reads. Remove it if you need nothing in it"
+        )
+
     def _begin(self, partial: Path) -> None:
         """An empty folder; what killed runs have begun goes."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -142,20 +170,23 @@ class Checkpoints:
         partial.mkdir()
 
     def _put(self, state: RunState, partial: Path) -> Path:
-        """Make what is in `partial` the latest checkpoint."""
-        final = partial.with_suffix("")
+        """Make what is in `partial` the latest checkpoint, unless it was given up meanwhile."""
+        final, replaced = partial.with_suffix(""), partial.with_suffix(".replaced")
         write_json(partial / "state.json", asdict(state))
-        write_json(partial / "manifest.json", manifest_of(partial))
-        for folder in (p for p in partial.rglob("*") if p.is_dir()):
-            _sync(folder)
-        _sync(partial)
-        replaced = partial.with_suffix(".replaced")
-        if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)  # a kill has left it
-            final.rename(replaced)
-        partial.rename(final)
-        _point(self._folder / "latest", final.name)
-        _sync(self._folder)
+        manifest = manifest_of(partial)
+        with self._placing:
+            if self._given_up:
+                raise CheckpointError(f"checkpoint {final} was given up")
+            write_json(partial / "manifest.json", manifest)
+            for folder in (p for p in partial.rglob("*") if p.is_dir()):
+                _sync(folder)
+            _sync(partial)
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)  # a kill has left it
+                final.rename(replaced)
+            partial.rename(final)
+            _point(self._folder / "latest", final.name)
+            _sync(self._folder)
         shutil.rmtree(replaced, ignore_errors=True)
         self._prune(state.step)
         return final

@@ -26,8 +26,10 @@ class Loss:
 class Restarts:
     """The restarts of one run, across all its attempts and processes.
 
-    A part may be lost `most` times between two trained steps. Once more is a crash loop: whatever
-    ends it will end it again, be it a sample, the memory, or the machine.
+    A part that is replaced in its place may be lost `most` times between two trained steps; one
+    whose loss sends the run back, `most` times until the run is further than it ever was: steps
+    that are trained again are no progress. Once more is a crash loop: whatever ends it will end it
+    again, be it a sample, the memory, or the machine.
     """
 
     def __init__(self, say: Callable[[str], None], *, most: int, logs: str = "") -> None:
@@ -38,8 +40,9 @@ class Restarts:
         self._losses: list[Loss] = []
         self._file: Path | None = None
         self._reasons: dict[str, deque[str]] = {}
-        self._since_progress: Counter[str] = Counter()
-        self._taken = 0
+        self._since_step: Counter[str] = Counter()
+        self._sent_back: Counter[str] = Counter()  # since the run was `_furthest`
+        self._furthest = 0
         self._run_lost_at: float | None = None
 
     @property
@@ -52,11 +55,6 @@ class Restarts:
         """Restarts of all parts."""
         return len(self._losses)
 
-    def take(self) -> int:
-        """How many there were since the last call."""
-        new, self._taken = self.total - self._taken, self.total
-        return new
-
     def keep_in(self, file: Path) -> None:
         """Write every loss to `file`, at once, and begin with those that an earlier process of the
         run has written there."""
@@ -66,7 +64,6 @@ class Restarts:
             if loss not in written:
                 self._write(loss)
         self._losses = earlier + self._losses
-        self._taken += len(earlier)
 
     def lost(self, part: str, why: str) -> None:
         """A part is lost and will be started again.
@@ -75,7 +72,7 @@ class Restarts:
             CrashLoop: it was lost too often since the last trained step.
         """
         self._count(Loss(part=part, why=why, at=time.time()))
-        self._tell(part, why)
+        self._tell(part, why, self._since_step, "without a trained step between")
 
     def driver_lost(self, why: str) -> None:
         """An earlier driver of the run was lost; counted once, however many drivers hear of it.
@@ -85,12 +82,17 @@ class Restarts:
         self._run_lost_at = time.monotonic()
         if ("driver", why) not in {(loss.part, loss.why) for loss in self._losses}:
             self._count(Loss(part="driver", why=why, at=time.time()))
-        self._tell("driver", why)
+        self._tell("driver", why, self._sent_back, "without a new checkpoint between")
 
     def run_lost(self, part: str, why: str) -> None:
-        """A part is lost, and the whole run is started again for it. Raises what `lost` does."""
+        """A part is lost, and the whole run is started again for it.
+
+        Raises:
+            CrashLoop: it was lost too often since the run was further than ever before.
+        """
         self._run_lost_at = time.monotonic()
-        self.lost(part, why)
+        self._count(Loss(part=part, why=why, at=time.time()))
+        self._tell(part, why, self._sent_back, "and the run came no further between")
 
     def run_back(self) -> None:
         """The whole run serves again, if it was lost."""
@@ -102,9 +104,12 @@ class Restarts:
         """A lost part serves again."""
         self._say(f"{part} is back after {seconds:.1f} s")
 
-    def progress(self) -> None:
-        """A step was trained: what was lost before it did not stop the run."""
-        self._since_progress.clear()
+    def progress(self, step: int) -> None:
+        """A step was trained, perhaps again: what was lost before it did not stop the run."""
+        self._since_step.clear()
+        if step > self._furthest:
+            self._furthest = step
+            self._sent_back.clear()
 
     def _count(self, loss: Loss) -> None:
         self._losses.append(loss)
@@ -122,15 +127,15 @@ class Restarts:
         except OSError as error:
             self._say(f"{self._file} cannot be written: {error.strerror}")
 
-    def _tell(self, part: str, why: str) -> None:
-        self._since_progress[part] += 1
+    def _tell(self, part: str, why: str, losses: Counter[str], lacking: str) -> None:
+        losses[part] += 1
         self._reasons.setdefault(part, deque(maxlen=KEPT_REASONS)).append(why)
         self._say(f"{part} was lost: {why}")
-        if self._since_progress[part] > self._most:
+        if losses[part] > self._most:
             reasons = "\n".join(f"  - {reason}" for reason in self._reasons[part])
             raise CrashLoop(
-                f"{part} was lost {self._since_progress[part]} times without a trained step "
-                f"between (cluster.max_restarts={self._most}):\n{reasons}\n"
+                f"{part} was lost {losses[part]} times {lacking} "
+                f"(cluster.max_restarts={self._most}):\n{reasons}\n"
                 f"Logs of the processes: {self.logs or 'none'}. "
                 "resume=true goes on from the last checkpoint"
             )

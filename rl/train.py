@@ -56,6 +56,7 @@ def evaluate(config: TrainConfig, display: Display) -> dict[str, PassRate]:
 
 
 async def _reinforce(training: Training) -> Summary:
+    training.tell_changes()
     await _start(training)
     before = training.state.eval_before
     if not training.state.step and not before:
@@ -109,7 +110,7 @@ def run_parts(
                 return training, await _attempt(training, work)
             except PartLost as error:
                 training.restarts.run_lost(error.part, error.why)
-            resume = bool(checkpoints_in(training.folder.checkpoints))
+            resume = config.resume or bool(checkpoints_in(training.folder.checkpoints))
             display.say(
                 f"starting again from {'the last checkpoint' if resume else 'the beginning'}"
             )

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from rl.loop import Course, Loop, Step
 from rl.metrics import RESTARTS, MetricsLog, Summary, write_samples
 from rl.progress import Display
 from rl.prometheus import Progress
-from rl.recipe import to_yaml
+from rl.recipe import changes, from_run, to_yaml
 from rl.remote import RemotePolicy
 from rl.rollout_seats import RemoteRollouts
 from rl.run_folder import open_run
@@ -112,6 +113,18 @@ class Training:
     def _say(self, line: str) -> None:
         """What may quote the policy, or a path, as it is."""
         self.display.say(escape(line))
+
+    def tell_changes(self) -> None:
+        """Where a run goes on: say how the recipe differs from the one so far, and keep it."""
+        if self.resumed_from is None:
+            return
+        now = replace(self.config, resume=False)
+        for change in changes(from_run(self.folder.root, []), now):
+            self._say(f"resuming with another {change}")
+        beside = self.folder.config.with_suffix(".partial")
+        with writing(self.folder.config):
+            beside.write_text(to_yaml(now))
+            beside.replace(self.folder.config)
 
     def _starting_model(self) -> Path:
         """The recipe's checkpoint, or the tiny K2 made for its tasks."""

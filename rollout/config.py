@@ -187,3 +187,9 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"engine.seed must be at least 0, got {self.seed}")
+        if not 0 < self.start_timeout_s < math.inf:
+            raise ValueError(
+                f"engine.start_timeout_s must be positive and finite, got {self.start_timeout_s}"
+            )

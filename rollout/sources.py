@@ -11,7 +11,7 @@ from typing import Protocol
 
 from rewards.math_answer import MathVerifier
 from rewards.task import TaskKind
-from rollout.config import FamilyConfig, Source
+from rollout.config import GENERATED, FamilyConfig, Source, TasksConfig
 from rollout.generated import Explanations, Judgements, Procedural, Programs
 from rollout.problem import DataError, Problem
 from rollout.rows import READERS
@@ -47,6 +47,13 @@ def open_source(family: FamilyConfig, seed: int) -> ProblemSource:
             return JsonLines(family)
 
 
+def check_generators(tasks: TasksConfig) -> None:
+    """Raise `DataError` for a name or option that no generator has. Reads no file."""
+    for family in (*tasks.families, *tasks.supervised_families, *tasks.test_families):
+        if family.source in GENERATED:
+            open_source(family, tasks.seed)
+
+
 class JsonLines:
     """A JSONL file, plain or .gz, read whole, less the rows whose gold answer cannot be read."""
 
@@ -56,7 +63,7 @@ class JsonLines:
         path = expand(family.path)
         read_row = READERS[family.source]
         rows: dict[int, Problem] = {}  # by line
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in enumerate(_lines(path, family), start=1):
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict):
@@ -124,12 +131,15 @@ def _check_text(problem: Problem) -> None:
         raise DataError(r"a text holds half of a surrogate pair (\ud800 to \udfff)") from error
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, family: FamilyConfig) -> list[str]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8-sig").removesuffix("\n")
         return text.split("\n") if text else []  # splitlines would cut at U+2028 inside a text
     except (OSError, EOFError, UnicodeDecodeError) as error:
+        unset = "TEMPER_DATA" in (family.path or "") and "TEMPER_DATA" not in os.environ
+        default = f"; TEMPER_DATA is not set and stands for {DATA_FOLDER} in {Path.cwd()}"
         raise DataError(
-            f"cannot read {path} ({error}): give a JSONL file in UTF-8, plain or .gz"
+            f"families[{family.name}].path: cannot read {path} ({error}): "
+            f"give a JSONL file in UTF-8, plain or .gz{default if unset else ''}"
         ) from error

@@ -289,6 +289,60 @@ def test_the_end_does_not_wait_for_ever_for_files(
     assert latest_checkpoint(tmp_path, _never).name == "step_3"
 
 
+def test_a_checkpoint_that_was_given_up_never_becomes_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that makes its digests goes on, while the run starts again from the one before."""
+    monkeypatch.setattr("rl.save_checkpoint.CLOSE_S", 0.05)
+    gate = threading.Event()
+
+    def slow(folder: Path) -> dict[str, dict[str, int | str]]:
+        assert gate.wait(20)
+        return manifest_of(folder)
+
+    async def main() -> None:
+        first = Checkpoints(tmp_path, _never, keep=2)
+        await first.save(_state(3), _write)
+        await first.settle()
+        monkeypatch.setattr("rl.save_checkpoint.manifest_of", slow)
+        await first.save(_state(4), _write)
+        await asyncio.sleep(0.02)
+        await asyncio.wait_for(first.close(), 20)
+        gate.set()
+
+    asyncio.run(main())  # waits for its threads
+    assert _names(tmp_path) == ["latest", "step_3", "step_4.partial"]
+    assert latest_checkpoint(tmp_path, _never).name == "step_3"
+    monkeypatch.setattr("rl.save_checkpoint.manifest_of", manifest_of)
+    _save(tmp_path, 5)
+    assert _names(tmp_path) == ["latest", "step_3", "step_5"]
+
+
+def test_a_folder_in_the_place_of_the_link_is_moved_aside_once(tmp_path: Path) -> None:
+    """As copies of a run have it that followed links."""
+    _save(tmp_path, 2)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "mine").touch()
+    (tmp_path / "latest.1").mkdir()  # of a copy before
+    said: list[str] = []
+
+    async def main() -> None:
+        checkpoints = Checkpoints(
+            tmp_path, said.append, keep=1, whole=latest_checkpoint(tmp_path, _never)
+        )
+        for step in (3, 4):
+            await checkpoints.save(_state(step), _write)
+        await checkpoints.settle()
+
+    asyncio.run(main())
+    assert _names(tmp_path) == ["latest", "latest.1", "latest.2", "step_4"]
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "latest.2" / "mine").exists()
+    (line,) = said
+    assert f"moved to {tmp_path / 'latest.2'}" in line
+    assert latest_checkpoint(tmp_path, _never).name == "step_4"
+
+
 class FakeShard:
     """A learner shard that has written its files when it has been asked so often."""
 

@@ -70,8 +70,13 @@ def temper(
         (("train", "quickstart", "paralel.shards=2"), "did you mean 'parallel.shards'"),
         (("sft", "quickstart", "sft=null"), "no section sft"),
         (("report", "nowhere"), "nothing to report"),
-        (("export", "nowhere", "out"), "no checkpoint"),
-        (("evaluate", "nowhere"), "unknown recipe 'nowhere'"),
+        (("sft", "k2_full"), "recipe k2_full has no section sft"),
+        (("export", "nowhere", "out"), "nowhere is no run folder"),
+        (("evaluate", "nowhere"), "'nowhere' is neither a recipe nor a run folder"),
+        (("evaluate", "."), "is no run folder: it has no config.yaml"),
+        (("profile-tasks", "nowhere", "--out", "t.jsonl"), "neither a recipe nor a run folder"),
+        (("train", "quickstart", "--dry-run", "tasks.families=[{name: chain_sun}]"), "'chain_sum'"),
+        (("train", "quickstart", "--dry-run", "tasks.families=[]"), "tasks.families is empty"),
     ],
 )
 def test_bad_input_is_one_message(temper, arguments: tuple[str, ...], message: str) -> None:  # type: ignore[no-untyped-def]
@@ -149,6 +154,17 @@ def test_a_mistake_leaves_an_earlier_run_where_it_lies(
 def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = temper("train", "quickstart", "steps=7", "--dry-run")
     assert code == 0 and "steps: 7" in out and "qk_clip_tau: 100.0" in out
+
+
+def test_dry_run_as_json_is_one_document(temper) -> None:  # type: ignore[no-untyped-def]
+    code, out, error = temper("train", "quickstart", "steps=7", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["fits"] and "steps: 7" in error
+
+
+@pytest.mark.parametrize("command", [("plan",), ("train", "--dry-run")])
+def test_what_does_not_fit_is_exit_code_1(temper, command: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = temper(*command, "k2_full", "parallel.offload=none")
+    assert (code, error) == (1, "")
 
 
 def test_another_architecture_is_refused_by_name(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -75,6 +75,13 @@ def test_bad_input_is_one_message(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_a_file_without_rows_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("\n")
+    done = temper("verify", "math", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 2 and f"{tmp_path / 'in'} holds no rows" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unreadable_gold_is_bad_input(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"response": r"\boxed{x+1}", "gold": r"\frac{x+}{"})
     done = temper("verify", "math", source, tmp_path / "out")

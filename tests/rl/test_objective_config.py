@@ -29,6 +29,7 @@ def test_bounds_that_are_set_take_the_place_of_the_kinds() -> None:
     [
         ({"tau": -0.1}, "objective.tau must be at least 0, got -0.1"),
         ({"tau": float("nan")}, "objective.tau must be at least 0, got nan"),
+        ({"ptx_weight": float("inf")}, "objective.ptx_weight must be finite, got inf"),
         ({"correction_cap": 0.5}, "objective.correction_cap must be at least 1"),
         ({"staleness_power": -1.0}, "objective.staleness_power must be at least 0"),
         ({"minibatches": 0}, "objective.minibatches must be at least 1"),

@@ -1,14 +1,20 @@
 import math
+import re
 from collections import Counter
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 
 from rewards.task import TaskKind
 from rl.curriculum import temperature_at
 from rl.errors import BadInput
-from rl.recipe import RECIPES, from_run, load_recipe, to_yaml
+from rl.recipe import QUOTING, RECIPES, changes, from_run, load_recipe, to_yaml
+from rl.recipe_keys import ELSEWHERE, INSTEAD_OF_KL, KL, known_keys
 from rl.rollout_config import RolloutConfig
+from rollout.sources import expand
 from rollout.tasks import Split, TaskStream
 
 
@@ -33,6 +39,19 @@ def test_overrides_and_yaml_round_trip(tmp_path: Path) -> None:
     assert from_run(tmp_path, []) == config
 
 
+def test_what_differs_between_two_recipes_is_named() -> None:
+    before = load_recipe("quickstart", ["steps=7"])
+    more = ["seed=7", "objective.kind=grpo", "sft=null", "optimizer.learning_rate=5e-4"]
+    now = load_recipe("quickstart", ["steps=7", *more, "tasks.families=[{name: gcd}]"])
+    assert changes(before, before) == []
+    told = dict(line.split(": ", 1) for line in changes(before, now))
+    assert told["seed"] == "0 -> 7"
+    assert told["objective.kind"] == "k2 -> grpo"
+    assert told["optimizer.learning_rate"].endswith(" -> 0.0005")
+    assert told["tasks.families"].endswith(" ...") and len(told["tasks.families"]) < 130
+    assert "steps" not in told and any(key.startswith("sft") for key in told)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -41,13 +60,90 @@ def test_overrides_and_yaml_round_trip(tmp_path: Path) -> None:
         ("learning_rat=1", "'sft.learning_rate' or 'optimizer.learning_rate'"),
         ("steps", "is not key=value"),
         ("steps=many", "many"),
-        ("steps=0", "recipe.steps must be at least 1"),
+        ("steps=0", "steps must be at least 1"),
         ("objective.minibatches=5", "must divide"),
+        ("seed=-1", "seed must be at least 0, got -1"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate must be at least 0"),
+        ("sft.target_accuracy=1.5", "sft.target_accuracy must lie in [0, 1], got 1.5"),
+        ("sft.min_steps=-1", "sft.min_steps must be at least 0, got -1"),
+        ("tasks.families=[]", "tasks.families is empty"),
+        (
+            "tasks.families=[{name: gcd}, {pth: x}]",
+            "unknown key 'tasks.families[1].pth'; did you mean 'path'?",
+        ),
+        (
+            "tasks.families.0.nme=x",
+            "unknown key 'tasks.families.0.nme'; did you mean 'name'?",
+        ),
+        ("optimizer.lr=1", "'optimizer.learning_rate' or 'sft.learning_rate'"),
+        ("rollout.group_size=4", "did you mean 'rollout.samples_per_group'?"),
+        ("kl_coef=0.1", "there is no KL term: 'objective.tau' or"),
+        ("policy.path=${HOME}/x", "${oc.env:HOME}"),
+        (
+            'rewards.mixture={math: {"style.py:short": 0.1}}',
+            r"'+rewards.mixture.math={math: 1.0, style.py\:short: 0.1}'",
+        ),
     ],
 )
 def test_a_bad_override_is_named(override: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message.replace("(", r"\(")):
+    with pytest.raises(BadInput, match=re.escape(message)):
         load_recipe("quickstart", [override])
+
+
+def test_no_number_may_be_nan() -> None:
+    config = load_recipe("self_critique", [])
+    keys = [
+        key
+        for key, hint in known_keys()
+        if float in (hint, *get_args(hint)) and get_origin(hint) is not list and "[]" not in key
+    ]
+    assert {"optimizer.learning_rate", "rollout.segment_s", "rewards.slow_s"} < set(keys)
+    for key in keys:
+        *sections, name = key.split(".")
+        owner = reduce(getattr, sections, config)
+        assert owner is not None, key
+        with pytest.raises(ValueError, match=re.escape(key)):
+            replace(owner, **{name: math.nan})
+
+
+def test_names_of_other_systems_lead_to_keys_that_exist() -> None:
+    known = dict(known_keys())
+    assert {*INSTEAD_OF_KL, *(key for keys in ELSEWHERE.values() for key in keys)} <= set(known)
+    for name in (*ELSEWHERE, *KL):
+        assert name not in known
+
+
+def test_the_example_of_quoting_is_read() -> None:
+    (example,) = re.findall(r"'(.*)'", QUOTING)
+    mixture = load_recipe("quickstart", [example]).rewards.mixture["math"]
+    assert sorted(Path(name).name for name in mixture) == ["math", "style.py:short"]
+
+
+@pytest.mark.parametrize("key", ["tasks.families.0", "tasks.families[0]"])
+def test_a_key_in_a_list_is_set(tmp_path: Path, key: str) -> None:
+    config = load_recipe("quickstart", [f"{key}.weight=2"])
+    assert [family.weight for family in config.tasks.families] == [2.0, 1.0, 1.0, 0.4]
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = from_run(tmp_path, [f"{key}.weight=3"])
+    assert [family.weight for family in again.tasks.families] == [3.0, 1.0, 1.0, 0.4]
+
+
+@pytest.mark.parametrize("variable", ["$TEMPER_DATA", "${TEMPER_DATA}"])
+def test_the_data_folder_in_a_recipe(tmp_path: Path, variable: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "defaults: [schema, _self_]\n"
+        f"tasks: {{families: [{{source: gsm8k, name: mine, path: '{variable}/x.jsonl'}}]}}\n"
+    )
+    config = load_recipe(str(path), [])
+    assert expand(config.tasks.families[0].path or "").name == "x.jsonl"
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_run(tmp_path, []) == config
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"is no run folder: it has no config\.yaml"):
+        from_run(tmp_path, [])
 
 
 def test_unknown_recipe_and_file_are_named(tmp_path: Path) -> None:
@@ -63,6 +159,13 @@ def test_unknown_key_in_a_recipe_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         BadInput, match=r"unknown key .rollout.groups.; did you mean .rollout.groups_per_step"
     ):
+        load_recipe(str(path), [])
+
+
+def test_unknown_key_of_a_family_in_a_recipe_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("defaults: [schema, _self_]\ntasks: {families: [{name: gcd, pth: x}]}\n")
+    with pytest.raises(BadInput, match=r"'tasks\.families\[0\]\.pth'; did you mean 'path'"):
         load_recipe(str(path), [])
 
 

@@ -97,6 +97,34 @@ def test_losses_without_a_checkpoint_between_add_up_and_the_run_starts_anew(tmp_
         revived(never_saves, config, lambda line: None, settle_s=0.0)
 
 
+def begins(config: TrainConfig, lost: Sequence[str]) -> list[bool]:
+    """Killed before it moves an earlier run away, then after it, then with a checkpoint of its own,
+    written but not yet `latest`; the last one returns what it was told."""
+    root = Path(config.run_dir or "")
+    told = root.with_name("told")
+    with told.open("a") as notes:
+        notes.write(f"{config.resume}\n")
+    match told.read_text().split():
+        case [_, _]:
+            root.rename(root.with_name("run.1"))
+            root.mkdir()
+        case [_, _, _]:
+            (root / "checkpoints" / "step_10").mkdir(parents=True)
+        case [_, _, _, _] as words:
+            return [word == "True" for word in words]
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_an_earlier_run_in_the_folder_is_not_gone_on_with(tmp_path: Path) -> None:
+    step = tmp_path / "run" / "checkpoints" / "step_80"
+    step.mkdir(parents=True)
+    (step.parent / "latest").symlink_to("step_80")
+    config = TrainConfig(run_dir=str(tmp_path / "run"))
+    told = revived(begins, config, lambda line: None, settle_s=0.0)
+    assert told == [False, False, False, True]
+
+
 def test_what_a_driver_raises_is_raised_and_ends_it(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="a mistake in the recipe"):
         revived(refuses, TrainConfig(run_dir=str(tmp_path)), pytest.fail, settle_s=0.0)
@@ -132,11 +160,15 @@ def test_a_driver_ends_with_the_process_that_looks_on(tmp_path: Path, number: in
         assert "stopped; go on from" in said and looking_on.returncode == 1
 
 
-def test_a_run_that_goes_on_is_not_moved_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("latest", ["link", "folder", "none"])
+def test_a_run_that_goes_on_is_not_moved_aside(tmp_path: Path, latest: str) -> None:
     """The first driver resumes: its checkpoint is from before, and a loss counts against it."""
     config = TrainConfig(run_dir=str(tmp_path))
     step = tmp_path / "checkpoints" / "step_7"
     step.mkdir(parents=True)
-    (step.parent / "latest").symlink_to("step_7")
+    if latest == "link":
+        (step.parent / "latest").symlink_to("step_7")
+    elif latest == "folder":  # of a copy that followed links
+        (step.parent / "latest").mkdir()
     with pytest.raises(RunFailed, match="resume=True"):
         revived(never_saves, replace(config, resume=True), lambda line: None, settle_s=0.0)

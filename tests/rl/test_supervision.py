@@ -211,7 +211,7 @@ def test_the_only_worker_is_waited_for_and_serves_the_current_version() -> None:
         assert await fleet.sample() == ("worker 0/1", 7, "t")
         assert fleet.started[0].calls == ["receive", "sample"]  # weights first
         assert fleet.said[1].startswith("rollout worker 0 is back after ")
-        assert (fleet.restarts.take(), fleet.restarts.take()) == (1, 0)
+        assert fleet.restarts.total == 1
         await fleet.rollouts.close()
 
     _run(main)
@@ -343,14 +343,30 @@ def test_an_engine_that_does_not_start_or_computes_wrongly_is_tried_again_not_fo
 
 def test_steps_that_are_trained_between_make_no_crash_loop() -> None:
     restarts = Restarts(lambda line: None, most=1)
-    for _ in range(5):
+    for step in (1, 2, 3, 3, 2):  # trained again or not
         restarts.lost("rollout worker 3", "killed")
-        restarts.progress()
+        restarts.progress(step)
     restarts.lost("learner shard 0", "killed")
     restarts.lost("rollout worker 3", "killed")
     with pytest.raises(CrashLoop):
         restarts.lost("rollout worker 3", "killed")
     assert restarts.counts == {"rollout worker 3": 7, "learner shard 0": 1}
+
+
+def test_steps_that_are_trained_again_are_no_progress_of_a_run_that_is_sent_back() -> None:
+    restarts = Restarts(lambda line: None, most=2)
+    for furthest in (14, 15, 16):  # from checkpoint 10 each time, a step further than before
+        for _ in range(2):
+            restarts.run_lost("learner shard 0", "out of memory")
+        for step in range(11, furthest + 1):
+            restarts.progress(step)
+    for _ in range(2):
+        restarts.run_lost("learner shard 0", "out of memory")
+        for step in range(11, 17):
+            restarts.progress(step)
+    restarts.run_lost("learner shard 1", "killed")
+    with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times and the run came no fur"):
+        restarts.run_lost("learner shard 0", "out of memory")
 
 
 def test_counts_of_an_earlier_process_go_on(tmp_path: Path) -> None:
@@ -366,14 +382,14 @@ def test_counts_of_an_earlier_process_go_on(tmp_path: Path) -> None:
     first = process()
     for _ in range(2):
         first.lost("rollout worker 0", "killed")
-    assert first.take() == 2
+    assert first.total == 2
     first.keep_in(file)  # as the run does that starts again in the same process
-    assert (first.total, first.take()) == (2, 0)
+    assert first.total == 2
     with file.open("a") as lines:
         lines.write('{"part": "rollout worker 0", "wh')  # and is killed
     second = process("process 7 ended by SIGKILL")
     second.lost("rollout worker 1", "killed")
-    assert (second.total, second.take()) == (4, 2)
+    assert second.total == 4
     third = process("process 7 ended by SIGKILL", "process 8 ended by SIGKILL")
     assert third.counts == {"rollout worker 0": 2, "rollout worker 1": 1, "driver": 2}
     with pytest.raises(CrashLoop, match="driver was lost 4 times"):
@@ -382,7 +398,7 @@ def test_counts_of_an_earlier_process_go_on(tmp_path: Path) -> None:
     third.keep_in(tmp_path / "new.jsonl")
     fourth = Restarts(said.append, most=3)
     fourth.keep_in(tmp_path / "new.jsonl")
-    assert fourth.counts == third.counts and fourth.take() == 0
+    assert fourth.counts == third.counts
     first.keep_in(tmp_path / "no such folder" / "restarts.jsonl")
     assert first.total == 2 and said[-1].endswith("cannot be written: No such file or directory")
 
@@ -670,6 +686,9 @@ class Measured:
         self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before=eval_before)
         self.done: list[object] = []
 
+    def tell_changes(self) -> None:
+        pass
+
     async def engines(self) -> None:
         pass
 
@@ -724,6 +743,42 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(run: Callable[[Any]
     with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times"):
         run(work)
     assert len(FakeTraining.begun) == FakeCluster.down == 3
+
+
+def test_a_learner_that_is_lost_at_the_same_step_every_time_ends_the_run(
+    run: Callable[[Any], Any],
+) -> None:
+    """Between two checkpoints: what is trained before it each time is nothing new."""
+
+    class Shard(Publisher):
+        step = 10
+
+        async def call(self, method: str, *args: Any) -> Any:
+            if args[0] != "update":
+                return await super().call(method, *args)
+            self.step += 1
+            if self.step == 15:
+                raise PartLost("learner shard 0", "out of memory")
+            return {}
+
+    async def work(training: FakeTraining) -> None:
+        (training.folder.checkpoints / "step_10").mkdir(exist_ok=True)
+        assert len(FakeTraining.begun) < 10, "restarts for ever"
+        fleet, shard = Fleet(1), Shard()
+        policy = RemotePolicy(
+            RemoteLearner([shard], None),
+            fleet.rollouts,
+            training.restarts,
+            probe=[[1, 2]],
+            tolerance=0.1,
+        )
+        while True:
+            await policy.publish(shard.step)
+            await policy.update([], [])
+
+    with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times and the run came no fur"):
+        run(work)
+    assert FakeTraining.begun == [False, True, True]
 
 
 def test_metrics_that_a_full_disk_refused_are_written_later(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rewards.rubric import Rubric, Rule
 from rewards.task import Message, Task, TaskKind
 from rollout.config import FamilyConfig, Source, TasksConfig
 from rollout.problem import DataError
-from rollout.sources import JsonLines, expand, open_source
+from rollout.sources import JsonLines, check_generators, expand, open_source
 from rollout.tasks import Split, TaskStream
 
 GSM8K = {"question": "2 pens cost $3 each?", "answer": "2*3=$<<2*3=6>>6.\nIn all.\n#### 1,006"}
@@ -297,9 +297,30 @@ def test_rows_with_unreadable_golds_are_left_out_and_counted(tmp_path: Path) -> 
         JsonLines(_file(tmp_path, rows[1:2], Source.deepmath))
 
 
+def test_an_unset_data_folder_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    family = FamilyConfig(source=Source.gsm8k, name="words", path="$TEMPER_DATA/no.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TEMPER_DATA", raising=False)
+    with pytest.raises(DataError, match=r"TEMPER_DATA is not set and stands for \.\./shared/data"):
+        JsonLines(family)
+    monkeypatch.setenv("TEMPER_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"no\.jsonl") as raised:
+        JsonLines(family)
+    assert "not set" not in str(raised.value)
+
+
+def test_generators_are_checked_without_their_files() -> None:
+    file = FamilyConfig(source=Source.gsm8k, name="words", path="no.jsonl")
+    check_generators(TasksConfig(families=[file, FamilyConfig(name="gcd")]))
+    with pytest.raises(DataError, match="'chain_sum'"):
+        check_generators(
+            TasksConfig(families=[file], test_families=[FamilyConfig(name="chainsum")])
+        )
+
+
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     family = FamilyConfig(source=Source.gsm8k, name="words", path=str(tmp_path / "no.jsonl"))
-    with pytest.raises(DataError, match=r"cannot read .*no\.jsonl"):
+    with pytest.raises(DataError, match=r"families\[words\]\.path: cannot read .*no\.jsonl"):
         JsonLines(family)
     with pytest.raises(DataError, match="holds no rows"):
         JsonLines(_file(tmp_path, []))
