@@ -1,10 +1,8 @@
 """From a recipe's name and overrides to one typed, validated `TrainConfig`. Hydra stays in here."""
 
-import dataclasses
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +92,7 @@ def check_target(target: str) -> None:
 
 def changes(before: TrainConfig, now: TrainConfig) -> list[str]:
     """What differs, as "seed: 0 -> 7"; lists are compared whole."""
-    one, other = (dict(_flat(dataclasses.asdict(config))) for config in (before, now))
+    one, other = (dict(_flat(yaml.safe_load(to_yaml(config)))) for config in (before, now))
     keys = [key for key in one | other if one.get(key) != other.get(key)]
     return [f"{key}: {_short(one.get(key))} -> {_short(other.get(key))}" for key in keys]
 
@@ -104,7 +102,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value.name if isinstance(value, Enum) else value
+            yield prefix + key, value
 
 
 def _short(value: object) -> str:

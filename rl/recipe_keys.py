@@ -19,6 +19,7 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("model", "model_name_or_path"), ("policy.path",)),
     "micro_batch_size": ("policy.micro_batch_tokens",),
     "max_steps": ("steps",),
+    "temperature": ("rollout.temperature_start", "rollout.temperature_end"),
     "gpu_memory_utilization": ("engine.kv_cache_bytes",),
 }
 """What other systems call our keys."""

@@ -90,6 +90,12 @@ def test_a_bad_override_is_named(override: str, message: str) -> None:
         load_recipe("quickstart", [override])
 
 
+def test_a_recipe_does_not_differ_from_what_its_run_keeps(tmp_path: Path) -> None:
+    config = load_recipe("self_critique", [])  # its judged families are named by interpolation
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert changes(from_run(tmp_path, []), config) == []
+
+
 def test_no_number_may_be_nan() -> None:
     config = load_recipe("self_critique", [])
     keys = [

@@ -11,7 +11,8 @@ from rl.recipe import from_run, load_recipe, to_yaml
 
 def _recipe(folder: Path, rewards: str) -> str:
     path = folder / "mine.yaml"
-    path.write_text(f"defaults: [schema, _self_]\nrewards:\n{rewards}")
+    tasks = "tasks: {families: [{name: gcd}]}"
+    path.write_text(f"defaults: [schema, _self_]\n{tasks}\nrewards:\n{rewards}")
     return str(path)
 
 
