@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFailed
 from rl.evaluate import PassRate
 from rl.journal import JournalState
 from rl.self_critique import CritiqueState
@@ -64,6 +64,13 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """Every `step_N`, whole or not, newest first."""
     found = (p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit())
     return sorted(found, key=step_of, reverse=True)
+
+
+def stopped(folder: Path) -> RunFailed:
+    """What a run says that was told to stop; `folder` is where its checkpoints lie."""
+    if checkpoints_in(folder):
+        return RunFailed("stopped; go on from the last checkpoint with resume=true")
+    return RunFailed("stopped before the first checkpoint; to start anew, give the command again")
 
 
 def step_of(checkpoint: Path) -> int:

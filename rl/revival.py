@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from rl.checkpoint import by_preference
+from rl.checkpoint import by_preference, stopped
 from rl.config import TrainConfig
-from rl.errors import RunFailed
 from rl.run_folder import run_root
 
 Result = TypeVar("Result")
@@ -88,7 +87,7 @@ def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) ->
         except BrokenProcessPool as error:
             pool.shutdown()  # its own thread may be the one that reaps the child
             if told:
-                raise RunFailed("stopped; go on with resume=true") from error
+                raise stopped(run_root(config) / "checkpoints") from error
             raise ChildLost(f"process {child.pid} {_end_of(child.exitcode)}") from error
         finally:
             signal.signal(signal.SIGINT, interrupt)

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from rl.checkpoint import checkpoints_in
+from rl.checkpoint import checkpoints_in, stopped
 from rl.cluster import Cluster
 from rl.config import TrainConfig
-from rl.errors import BadInput, PartLost, RunFailed
+from rl.errors import BadInput, PartLost
 from rl.evaluate import PassRate
 from rl.metrics import Summary
 from rl.progress import Display
 from rl.report import write_report
+from rl.run_folder import RunFolder, run_root
 from rl.training import Training
 
 Result = TypeVar("Result")
@@ -119,7 +120,7 @@ def run_parts(
     try:
         return asyncio.run(main())
     except (KeyboardInterrupt, asyncio.CancelledError) as stop:
-        raise RunFailed("stopped; go on from the last checkpoint with resume=true") from stop
+        raise stopped(RunFolder(run_root(config)).checkpoints) from stop
 
 
 async def _attempt(training: Training, work: Callable[[Training], Awaitable[Result]]) -> Result:

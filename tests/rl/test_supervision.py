@@ -736,6 +736,22 @@ def test_a_lost_learner_starts_the_run_again_where_it_can(
     assert FakeTraining.closed == FakeCluster.down == 2
 
 
+@pytest.mark.parametrize(
+    ("saved", "advice"),
+    [(True, "from the last checkpoint with resume=true"), (False, "before the first checkpoint")],
+)
+def test_who_stops_a_run_is_told_how_to_go_on(
+    run: Callable[[Any], Any], saved: bool, advice: str
+) -> None:
+    async def work(training: FakeTraining) -> None:
+        if saved:
+            (training.folder.checkpoints / "step_4").mkdir()
+        raise asyncio.CancelledError
+
+    with pytest.raises(RunFailed, match=f"stopped.* {advice}"):
+        run(work)
+
+
 def test_a_learner_that_is_lost_again_and_again_ends_the_run(run: Callable[[Any], Any]) -> None:
     async def work(training: FakeTraining) -> None:
         raise PartLost("learner shard 0", "out of memory")
