@@ -7,7 +7,7 @@ from enum import Enum
 from model.config import MuonClipConfig, ParallelConfig, Precision, ScheduleConfig
 from rewards.config import RewardsConfig
 from rl.objective_config import ObjectiveConfig
-from rl.rollout_config import RolloutConfig
+from rl.rollout_config import MOST_TEMPERATURE, RolloutConfig
 from rollout.config import Dtype, EngineConfig, TasksConfig
 
 
@@ -89,6 +89,11 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Check the bounds."""
         _at_least(self, "evaluation", tasks=1, samples=1, temperature=0.01)
+        if self.temperature > MOST_TEMPERATURE:
+            raise ValueError(
+                f"evaluation.temperature must be at most {MOST_TEMPERATURE:g}, as the engine has "
+                f"it, got {self.temperature}"
+            )
 
 
 class Transport(Enum):

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+MOST_TEMPERATURE = 2.0  # that vLLM takes
+
 
 @dataclass(kw_only=True, slots=True)
 class RolloutConfig:
@@ -45,6 +47,12 @@ class RolloutConfig:
         for name, value, least in bounds:
             if value is not None and not least <= value < math.inf:
                 raise ValueError(f"rollout.{name} must be at least {least} and finite, got {value}")
+        for name in ("temperature_start", "temperature_end"):
+            if getattr(self, name) > MOST_TEMPERATURE:
+                raise ValueError(
+                    f"rollout.{name} must be at most {MOST_TEMPERATURE:g}, as the engine has it, "
+                    f"got {getattr(self, name)}"
+                )
 
     @property
     def max_lag(self) -> int:

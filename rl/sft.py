@@ -6,6 +6,7 @@ from typing import Protocol
 
 from rl.batch import Batch, pack
 from rl.config import SftConfig
+from rl.errors import BadInput
 from rl.evaluate import PassRate
 from rl.sample import supervised_sample
 from rollout.render import Renderer
@@ -20,15 +21,18 @@ class SupervisedStream:
         self._tasks = tasks
         self._renderer = renderer
 
-    def batch(self, start: int, count: int) -> Batch:
-        """The solutions at positions [start, start + count); tasks without one are passed over."""
+    def batch(self, start: int, count: int) -> Batch | None:
+        """The solutions at positions [start, start + count); tasks without one are passed over.
+
+        None if none has one.
+        """
         samples = []
         for position in range(start, start + count):
             task = self._tasks.at(position)
             if task.solution is not None:
                 prompt, response = self._renderer.training_ids(task.messages, task.solution)
                 samples.append(supervised_sample(prompt, response))
-        return pack(samples)
+        return pack(samples) if samples else None
 
 
 class Pupil(Protocol):
@@ -74,7 +78,13 @@ async def supervised_start(
     while True:
         count = min(config.test_every, config.max_steps - steps)
         size = config.sequences_per_step
-        batches = [stream.batch((steps + i) * size, size) for i in range(count)]
+        drawn = [stream.batch((steps + i) * size, size) for i in range(count)]
+        batches = [batch for batch in drawn if batch is not None]
+        if len(batches) < count:
+            raise BadInput(
+                f"sft: of {size} tasks in a row (sft.sequences_per_step) none has a worked "
+                "solution: give tasks.families or tasks.supervised_families that have, or sft=null"
+            )
         losses = await pupil.supervise(batches, list(_learning_rates(config, steps, count)))
         steps += count
         if steps < config.min_steps and steps < config.max_steps:

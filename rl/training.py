@@ -105,6 +105,7 @@ class Training:
         imitated = TaskStream(config.tasks, Split.train, supervised=True)
         self.supervised = SupervisedStream(imitated, self.renderer)
         self._starting: list[asyncio.Task[Any]] = []
+        self._without_ptx = False  # a step was, and it was said
         self.critique = self._self_critique()
         self.baseline: Baseline | None = None  # of a run with a critic, from before RL
         if self.critique is not None and self.resumed_from is not None:
@@ -368,12 +369,23 @@ class Training:
         return await self.critique.agreement(self.rollouts, groups, self.baseline)
 
     def ptx_at(self, step: int) -> Sequence[Batch]:
-        """The supervised batches that join `step`, one per minibatch."""
+        """The supervised batches that join `step`, one per minibatch; none if one would be empty:
+        many tasks have no worked solution."""
         count, parts = self.config.objective.ptx_sequences, self.config.objective.minibatches
         if count == 0 or self.config.objective.ptx_weight == 0:
             return []
         first = step * count * parts
-        return [self.supervised.batch(first + i * count, count) for i in range(parts)]
+        drawn = [self.supervised.batch(first + i * count, count) for i in range(parts)]
+        batches = [batch for batch in drawn if batch is not None]
+        if len(batches) == parts:
+            return batches
+        if not self._without_ptx:
+            self._say(
+                f"step {step + 1} has no PTX loss: of {count} tasks (objective.ptx_sequences) none "
+                "has a worked solution; neither may later steps, without a word"
+            )
+        self._without_ptx = True
+        return []
 
     async def save(self) -> None:
         """Begin a checkpoint of the run; it is finished while the run goes on."""

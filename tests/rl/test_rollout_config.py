@@ -14,12 +14,13 @@ from rl.rollout_config import RolloutConfig
         ("segment_s", 0.0),
         ("max_samples_in_flight", 0),
         ("temperature_end", 0.0),
+        ("temperature_start", 2.5),
         ("temperature_end", float("nan")),
         ("segment_s", float("inf")),
     ],
 )
 def test_what_no_run_can_mean_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"rollout\.{name} must be at least .*, got {value}"):
+    with pytest.raises(ValueError, match=rf"rollout\.{name} must be at (least|most) .*, got {value}"):
         RolloutConfig(**{name: value})
 
 
