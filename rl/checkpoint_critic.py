@@ -36,7 +36,7 @@ def open_checkpoint_critic(folder: Path, options: JudgeOptions) -> CriticJudge:
 
     @asynccontextmanager
     async def serving() -> AsyncIterator[Ask]:
-        engine = await Engine.start(settings, folder)
+        engine = await Engine.start(settings, folder, end_of_turn=renderer.eos_id)
         try:
             yield EngineAsk(renderer, engine, concurrency=critic.concurrency)
         finally:

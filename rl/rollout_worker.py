@@ -50,10 +50,14 @@ class RolloutWorker:
         from rollout.sampler import GroupSampler, Rubrics
 
         self._spans = SpanLog()
-        self._engine = await Engine.start(
-            config, checkpoint, repetition=rewards.repetition, sleeps=sleeps
-        )
         renderer = Renderer(checkpoint)
+        self._engine = await Engine.start(
+            config,
+            checkpoint,
+            repetition=rewards.repetition,
+            sleeps=sleeps,
+            end_of_turn=renderer.eos_id,
+        )
         rubrics = None
         if rewards.critic is not None:
             settings = rewards.critic

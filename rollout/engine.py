@@ -62,11 +62,12 @@ class Engine(WeightedEngine):
         repetition: RepetitionConfig | None = None,
         *,
         recompute_kv: bool = True,
+        end_of_turn: int | None = None,
     ) -> None:
         """Wrap a started vLLM; use `start`."""
         super().__init__(llm, version, recompute_kv=recompute_kv)
         self._repetition = repetition if repetition and repetition.stop else None
-        self._stop_ids = stop_token_ids(llm.vllm_config)
+        self._stop_ids = stop_token_ids(llm.vllm_config, end_of_turn)
         self._max_len: int = llm.model_config.max_model_len
         self._dense: int | None = None  # layers without experts; None: none are recorded
         self._numbers = itertools.count()
@@ -83,11 +84,13 @@ class Engine(WeightedEngine):
         version: int = 0,
         repetition: RepetitionConfig | None = None,
         sleeps: bool = False,
+        end_of_turn: int | None = None,
     ) -> "Engine":
         """Load a Hugging Face checkpoint folder, whose weights are called `version`, and warm up.
 
-        With `sleeps` it can leave its device to others. Completions that go in circles by
-        `repetition` are stopped; by default none is. Raises EngineError if vLLM does not come up
+        With `sleeps` it can leave its device to others. A turn ends with the checkpoint's own
+        tokens for it, and with `end_of_turn`. Completions that go in circles by `repetition` are
+        stopped; by default none is. Raises EngineError if vLLM does not come up
         within `config.start_timeout_s`, ValueError if `config.routing_replay` cannot be had of the
         checkpoint or of this machine.
         """
@@ -103,7 +106,13 @@ class Engine(WeightedEngine):
                 llm = AsyncLLM.from_vllm_config(vllm_config(config, checkpoint, sleeps))
             except Exception as error:
                 raise EngineError(f"vLLM did not start on {checkpoint}: {error}") from error
-        engine = cls(llm, version, repetition, recompute_kv=config.recompute_kv)
+        engine = cls(
+            llm,
+            version,
+            repetition,
+            recompute_kv=config.recompute_kv,
+            end_of_turn=end_of_turn,
+        )
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await llm.update_weight_version(str(version))

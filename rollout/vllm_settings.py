@@ -77,8 +77,9 @@ def core_environment(config: EngineConfig) -> Iterator[None]:
         os.environ.update(before)
 
 
-def stop_token_ids(config: VllmConfig) -> list[int]:
-    """The checkpoint's end-of-turn tokens: its generation config's, else its config's.
+def stop_token_ids(config: VllmConfig, end_of_turn: int | None = None) -> list[int]:
+    """The checkpoint's end-of-turn tokens: its generation config's, else its config's; and that of
+    its chat template, which in a base model's files may be another (K2's name [EOS]).
 
     Raises ValueError if the checkpoint names none.
     """
@@ -86,4 +87,7 @@ def stop_token_ids(config: VllmConfig) -> list[int]:
     eos = model.try_get_generation_config().get("eos_token_id", model.hf_config.eos_token_id)
     if eos is None:
         raise ValueError(f"{model.model}: no eos_token_id in config.json or generation_config.json")
-    return [eos] if isinstance(eos, int) else list(eos)
+    named = [eos] if isinstance(eos, int) else list(eos)
+    if end_of_turn is None or end_of_turn in named:
+        return named
+    return [*named, end_of_turn]

@@ -20,7 +20,9 @@ from rl.rollout_config import RolloutConfig
     ],
 )
 def test_what_no_run_can_mean_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"rollout\.{name} must be at (least|most) .*, got {value}"):
+    with pytest.raises(
+        ValueError, match=rf"rollout\.{name} must be at (least|most) .*, got {value}"
+    ):
         RolloutConfig(**{name: value})
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,7 +30,9 @@ from rollout.engine import COMMON_SAMPLING, WHOLE, Engine
 from rollout.episode import Completion, StopReason
 from rollout.errors import EngineError, WeightUpdateError
 from rollout.partial import PartialRollout
+from rollout.render import Renderer
 from rollout.starts import Start
+from rollout.vllm_settings import stop_token_ids, vllm_config
 
 # What this model says nearly greedily breaks the rule within 160 tokens; at temperature 0.3, never.
 RULE = RepetitionConfig(
@@ -208,6 +211,21 @@ def qwens(checkpoints, tmp_path_factory) -> list[Path]:
         Qwen3ForCausalLM(config).save_pretrained(folders[-1])
         tokenizer.save_pretrained(folders[-1])
     return folders
+
+
+def test_the_turn_ends_where_the_chat_template_says_so(checkpoints, tmp_path):
+    """The config of a base model names another token than the template ends a turn with."""
+    config = EngineConfig(dtype=Dtype.float32)
+    (named,) = stop_token_ids(vllm_config(config, checkpoints[0], False))
+    assert named == Renderer(checkpoints[0]).eos_id
+    base = shutil.copytree(checkpoints[0], tmp_path / "base")
+    (base / "generation_config.json").unlink(missing_ok=True)
+    description = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(description | {"eos_token_id": named - 1}))
+    settings = vllm_config(config, base, False)
+    assert stop_token_ids(settings) == [named - 1]
+    assert stop_token_ids(settings, named) == [named - 1, named]
+    assert stop_token_ids(settings, named - 1) == [named - 1]
 
 
 @pytest.mark.parametrize("recompute_kv", [True, False])
