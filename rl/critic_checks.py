@@ -7,7 +7,7 @@ from rewards.chat_endpoint import critic_endpoint
 from rewards.comparison import Answer
 from rewards.config import RUBRIC, RewardsConfig
 from rewards.critic import Critic
-from rewards.critic_config import CriticConfig
+from rewards.critic_config import CalibrationConfig, CriticConfig
 from rewards.critic_prompt import critic_messages
 from rewards.rubric import Rubric
 from rewards.task import Message, TaskKind
@@ -72,6 +72,17 @@ def check_room(
             f"and rubrics leave no room for answers in engine.max_model_len={max_model_len}: lower "
             "the one or raise the other"
         )
+
+
+def pairs_too_old(config: CalibrationConfig, max_staleness: int) -> str | None:
+    """What a person is told of a run whose pairs may be too old for critic tasks."""
+    if config.share == 0 or config.max_age >= max_staleness:
+        return None
+    return (
+        f"rewards.calibration.max_age={config.max_age} with rollout.max_staleness={max_staleness}: "
+        "where the engines are slow, few pairs are young enough for critic tasks; try "
+        f"{max_staleness + 1}"
+    )
 
 
 async def _nobody(messages: Sequence[Message], *, max_tokens: int, temperature: float) -> Answer:

@@ -30,6 +30,7 @@ class Verdict(StrEnum):
     multiple_choice = "multiple choice"
     true_or_false = "true or false"
     proof = "proof"
+    too_long = "too long for the engines"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

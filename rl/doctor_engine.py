@@ -84,7 +84,7 @@ async def _compare(training: Training, tell: Tell) -> None:
 
 async def _sample(training: Training) -> Batch:
     """Completions of held-out tasks, with rewards that make the learner move."""
-    tasks = [training.held_out.at(position) for position in range(TASKS)]
+    tasks = training.material.tests(TASKS)
     groups = await sample_all(training.rollouts, tasks, samples=SAMPLES, temperature=1.0)
     rewards = [float(place % 2) for place in range(SAMPLES)]
     return pack([s for group in groups for s in samples_of(group, rewards, oldest=0)])

@@ -8,6 +8,7 @@ import torch
 from model.config import MuonClipConfig, ParallelConfig, ScheduleConfig
 from model.formats import CheckpointError
 from model.send_weights import WeightUpdate
+from rl.config import TrainConfig
 from rl.objective_config import ObjectiveConfig
 
 
@@ -30,6 +31,27 @@ class LearnerSpec:
     int4_experts: bool
     router_bias_rate: float
     seed: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, checkpoint: Path) -> "LearnerSpec":
+        """The learner of a recipe, which starts from a checkpoint folder."""
+        return cls(
+            checkpoint=checkpoint,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            parallel=config.parallel,
+            objective=config.objective,
+            iterations=config.steps,
+            micro_batch_tokens=config.policy.micro_batch_tokens,
+            bucket_bytes=config.weights.bucket_bytes,
+            delta=config.weights.delta,
+            by_layer=config.weights.by_layer,
+            compute_dtype=getattr(torch, config.policy.dtype.value),
+            engine_dtype=getattr(torch, config.engine.dtype.value),
+            int4_experts=config.policy.int4_experts,
+            router_bias_rate=config.policy.router_bias_rate,
+            seed=config.seed,
+        )
 
 
 class OtherShardFailed(CheckpointError):

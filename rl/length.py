@@ -1,7 +1,9 @@
 """Length in the rewards of a whole group, and what Toggle must know before RL."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rewards.budget import (
     LENGTH_PART,
@@ -14,6 +16,7 @@ from rewards.budget import (
 )
 from rewards.config import LengthConfig, LengthKind
 from rewards.task import Task
+from rl.errors import BadInput
 from rl.evaluate import Sampler, passed
 from rollout.episode import Episode, Group, StopReason
 
@@ -87,6 +90,18 @@ class LengthRecorder:
         """Toggle's budgets, in tokens, of the families with a right answer."""
         found = {name: length_budget(all_, percentile) for name, all_ in self._lengths.items()}
         return {name: budget for name, budget in found.items() if budget is not None}
+
+
+def length_shaping(config: LengthConfig, path: Path) -> LengthShaping:
+    """What a recipe does about length, with the budgets in `path` that were measured before RL.
+
+    Raises BadInput if it needs them and they are not there.
+    """
+    if config.kind is not LengthKind.toggle:
+        return LengthShaping(config, {})
+    if not path.is_file():
+        raise BadInput(f"rewards.length.kind=toggle needs {path}: start the run anew")
+    return LengthShaping(config, json.loads(path.read_text()))
 
 
 def family(task: Task) -> str:

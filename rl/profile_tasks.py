@@ -6,7 +6,7 @@ Interrupted, the same command goes on with the tasks that are missing.
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rl.difficulty import (
 )
 from rl.errors import BadInput, RunFailed, bad_input
 from rl.evaluate import Sampler
+from rl.material import prompt_tokens
 from rl.profile_files import ProfileFiles
 from rl.progress import Display
 from rl.recipe import from_run, load_recipe
@@ -77,7 +78,7 @@ class ProfileSummary:
     kept: int
     histogram: list[int]  # tasks by pass rate, in tenths
     families: dict[str, Shares]  # "all" and by name
-    verdicts: dict[str, int]  # what became of how many; easy-to-hack ones are not sampled
+    verdicts: dict[str, int]  # what became of how many; see `candidates` for those not sampled
     files: list[str]
 
 
@@ -127,7 +128,8 @@ def profile_tasks(
     stream = TaskStream(config.tasks, Split.train)
     for note in stream.notes:
         display.say(note)
-    chosen, dropped = candidates(stream, settings.tasks)
+    longest = config.engine.max_model_len
+    chosen, dropped = candidates(stream, settings.tasks, lambda task: fits(task, renderer, longest))
     if len(chosen) < settings.tasks:
         display.say(f"{len(chosen)} distinct tasks to sample; {settings.tasks} were asked for")
     files = ProfileFiles(settings.out)
@@ -148,8 +150,13 @@ def profile_tasks(
     return summary
 
 
-def candidates(stream: TaskStream, count: int) -> tuple[list[Candidate], list[Verdict]]:
-    """The first `count` distinct tasks that are not easy to hack; the rules of those that are."""
+def candidates(
+    stream: TaskStream, count: int, fits: Callable[[Task], bool]
+) -> tuple[list[Candidate], list[Verdict]]:
+    """The first `count` distinct tasks that fit the engines and are not easy to hack.
+
+    And why the others are left out.
+    """
     chosen: list[Candidate] = []
     dropped: list[Verdict] = []
     seen: set[str] = set()
@@ -161,12 +168,18 @@ def candidates(stream: TaskStream, count: int) -> tuple[list[Candidate], list[Ve
             continue
         seen.add(question)
         task = stream.at(position)
-        rule = guessable(task)
+        rule = guessable(task) if fits(task) else Verdict.too_long
         if rule is None:
             chosen.append(Candidate(task, question))
         else:
             dropped.append(rule)
     return chosen, dropped
+
+
+def fits(task: Task, renderer: Renderer, longest: int) -> bool:
+    """Whether the engines take all that they are asked of a task: `longest` tokens."""
+    asked = [task, guess_task(task, renderer)] if task.kind is TaskKind.math else [task]
+    return all(prompt_tokens(each, renderer) + each.token_budget <= longest for each in asked)
 
 
 def guess_task(task: Task, renderer: Renderer) -> Task:

@@ -96,10 +96,11 @@ class SelfCritique:
             judged_pairs=self._window.state(), against_start=tuple(self._against_start)
         )
 
-    def task(self, position: int, step: int, task: Task) -> Task | None:
+    def task(self, position: int, step: int, task: Task | None) -> Task | None:
         """What is asked at a position of the stream: `task`, a critic task, or nothing.
 
-        None is for an open-ended task while rubric rewards are frozen.
+        None is for an open-ended task while rubric rewards are frozen; of `task`, for one that does
+        not fit the engines.
         """
         if is_critic_position(position, self._share):
             self._turns += 1
@@ -107,6 +108,8 @@ class SelfCritique:
             if judged is not None:
                 self._made += 1
                 return judged
+        if task is None:
+            return None
         if task.kind is TaskKind.open and self._ranks and not self._gate.open:
             self._frozen += 1
             return None

@@ -16,22 +16,22 @@ from rollout.tasks import TaskStream
 class SupervisedStream:
     """Worked solutions of a task stream as batches: the set of the supervised start, and of PTX."""
 
-    def __init__(self, tasks: TaskStream, renderer: Renderer) -> None:
-        """Draw from `tasks`."""
-        self._tasks = tasks
-        self._renderer = renderer
+    def __init__(self, tasks: TaskStream, renderer: Renderer, longest: int) -> None:
+        """Draw from `tasks` what has at most `longest` tokens, as all else that is learnt from."""
+        self._tasks, self._renderer, self._longest = tasks, renderer, longest
 
     def batch(self, start: int, count: int) -> Batch | None:
-        """The solutions at positions [start, start + count); tasks without one are passed over.
+        """The solutions at positions [start, start + count), of tasks that have one that fits.
 
-        None if none has one.
+        None if none has.
         """
         samples = []
         for position in range(start, start + count):
             task = self._tasks.at(position)
             if task.solution is not None:
                 prompt, response = self._renderer.training_ids(task.messages, task.solution)
-                samples.append(supervised_sample(prompt, response))
+                if len(prompt) + len(response) <= self._longest:
+                    samples.append(supervised_sample(prompt, response))
         return pack(samples) if samples else None
 
 
@@ -83,7 +83,8 @@ async def supervised_start(
         if len(batches) < count:
             raise BadInput(
                 f"sft: of {size} tasks in a row (sft.sequences_per_step) none has a worked "
-                "solution: give tasks.families or tasks.supervised_families that have, or sft=null"
+                "solution that fits engine.max_model_len: give tasks.families or "
+                "tasks.supervised_families that have, or sft=null"
             )
         losses = await pupil.supervise(batches, list(_learning_rates(config, steps, count)))
         steps += count

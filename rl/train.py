@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from rich.markup import escape
+
 from rl.checkpoint import checkpoints_in, stopped
 from rl.cluster import Cluster
 from rl.config import TrainConfig
-from rl.errors import BadInput, PartLost
+from rl.errors import BadInput, PartLost, writing
 from rl.evaluate import PassRate
 from rl.metrics import Summary
 from rl.progress import Display
+from rl.recipe import changes, from_run, to_yaml
 from rl.report import write_report
 from rl.run_folder import RunFolder, run_root
 from rl.training import Training
@@ -57,7 +60,8 @@ def evaluate(config: TrainConfig, display: Display) -> dict[str, PassRate]:
 
 
 async def _reinforce(training: Training) -> Summary:
-    training.tell_changes()
+    if training.resumed_from is not None:
+        _keep_recipe(training)
     await _start(training)
     before = training.state.eval_before
     if not training.state.step and not before:
@@ -66,6 +70,17 @@ async def _reinforce(training: Training) -> Summary:
         training.state = replace(training.state, eval_before=dict(before))
         await training.save()
     return await training.reinforce(before)
+
+
+def _keep_recipe(training: Training) -> None:
+    """Say how the recipe of a run that goes on differs from the one so far, and keep it."""
+    now, config = replace(training.config, resume=False), training.folder.config
+    for change in changes(from_run(training.folder.root, []), now):
+        training.display.say(escape(f"resuming with another {change}"))
+    beside = config.with_suffix(".partial")
+    with writing(config):
+        beside.write_text(to_yaml(now))
+        beside.replace(config)
 
 
 async def _supervise(training: Training) -> Path:

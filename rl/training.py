@@ -4,52 +4,48 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.markup import escape
 
-from model.checkpoint_reader import empty_network
-from model.feed_forward import Experts
-from model.tiny import create_tiny
-from rewards.config import RUBRIC, LengthKind
+from rewards.config import RUBRIC
 from rewards.plugin import load_plugins
-from rewards.task import Message, TaskKind
+from rewards.task import Task, TaskKind
 from rl.batch import Batch
 from rl.checkpoint import RunState, checkpoints_in, latest_checkpoint, read_state
 from rl.cluster import Cluster
 from rl.config import SftConfig, TrainConfig
 from rl.critic_baseline import Baseline
-from rl.critic_checks import check_critic, check_gate, check_kinds, check_room
+from rl.critic_checks import check_critic, check_gate, check_kinds, check_room, pairs_too_old
 from rl.critic_rubrics import rubrics_of
 from rl.errors import BadInput, bad_input, writing
 from rl.evaluate import PassRate, Sampler, rates, sample_all
 from rl.learner_spec import LearnerSpec
-from rl.length import LengthRecorder, LengthShaping
+from rl.length import LengthRecorder, length_shaping
 from rl.loop import Course, Loop, Step
+from rl.material import Material
 from rl.metrics import RESTARTS, MetricsLog, Summary, write_samples
 from rl.progress import Display
 from rl.prometheus import Progress
-from rl.recipe import changes, from_run, to_yaml
+from rl.recipe import to_yaml
 from rl.remote import RemotePolicy
 from rl.rollout_seats import RemoteRollouts
 from rl.run_folder import open_run
 from rl.save_checkpoint import Checkpoints, Written, shards_written
 from rl.self_critique import CritiqueState, SelfCritique
-from rl.sft import SupervisedResult, SupervisedStream, supervised_start
+from rl.sft import SupervisedResult, supervised_start
 from rl.slow_rewards import SlowRewardLog
+from rl.starting_model import check_network, starting_model
 from rl.supervision import Restarts
 from rl.together import Together
 from rl.watching import Watch
 from rollout.episode import Group
 from rollout.probe import default_tolerance
 from rollout.render import Renderer
-from rollout.tasks import Split, TaskStream, corpus
+from rollout.tasks import Split, TaskStream
 
-TINY_CORPUS_TASKS = 2000  # texts that the tiny model's tokenizer is trained on
 ANEW = "give the command again"  # there is no checkpoint yet
 
 
@@ -76,11 +72,17 @@ class Training:
         """Find the model to start from, and refuse what cannot work."""
         config, say = self.config, self._say
         self.restarts.keep_in(self.folder.restarts)
-        self.tasks = TaskStream(config.tasks, Split.train)
-        self.held_out = TaskStream(config.tasks, Split.held_out)
-        for note in self.tasks.notes:
+        tasks = TaskStream(config.tasks, Split.train)
+        held_out = TaskStream(config.tasks, Split.held_out)
+        for note in tasks.notes:
             self.display.say(note)
-        check_kinds(config.rewards, self.tasks.kinds | self.held_out.kinds)
+        self.kinds = tasks.kinds | held_out.kinds
+        self._ranks = RUBRIC in config.rewards.mixture.get(TaskKind.open.value, {})
+        check_kinds(config.rewards, self.kinds)
+        if config.rewards.critic is not None:
+            names = tasks.rubric_names | held_out.rubric_names
+            check_critic(config.rewards.critic, rubrics_of(config.rewards.critic), names)
+            check_gate(config.rewards, tasks.kinds)
         self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before={})
         self.resumed_from: Path | None = None
         self._slow_rewards = SlowRewardLog(
@@ -93,20 +95,19 @@ class Training:
         else:
             with writing(self.folder.config, ANEW):
                 self.folder.config.write_text(to_yaml(config))
-            self.start_checkpoint = self._starting_model()
+            self.start_checkpoint = starting_model(config, self.folder.start, ANEW)
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, say, keep=config.checkpoint.keep, whole=self.resumed_from
         )
-        self._check_network()
+        check_network(config, self.start_checkpoint)
         try:
-            self.renderer = Renderer(self.start_checkpoint)
+            renderer = Renderer(self.start_checkpoint)
         except (OSError, ValueError) as error:
             raise BadInput(f"{self.start_checkpoint} has no usable tokenizer: {error}") from error
-        imitated = TaskStream(config.tasks, Split.train, supervised=True)
-        self.supervised = SupervisedStream(imitated, self.renderer)
+        self.material = Material(config, tasks, held_out, renderer=renderer, say=say)
+        self.material.check()
         self._starting: list[asyncio.Task[Any]] = []
-        self._without_ptx = False  # a step was, and it was said
-        self.critique = self._self_critique()
+        self.critique = self._self_critique(renderer)
         self.baseline: Baseline | None = None  # of a run with a critic, from before RL
         if self.critique is not None and self.resumed_from is not None:
             self.baseline = Baseline.read(self.folder.baseline)
@@ -115,120 +116,35 @@ class Training:
         """What may quote the policy, or a path, as it is."""
         self.display.say(escape(line))
 
-    def tell_changes(self) -> None:
-        """Where a run goes on: say how the recipe differs from the one so far, and keep it."""
-        if self.resumed_from is None:
-            return
-        now = replace(self.config, resume=False)
-        for change in changes(from_run(self.folder.root, []), now):
-            self._say(f"resuming with another {change}")
-        beside = self.folder.config.with_suffix(".partial")
-        with writing(self.folder.config):
-            beside.write_text(to_yaml(now))
-            beside.replace(self.folder.config)
-
-    def _starting_model(self) -> Path:
-        """The recipe's checkpoint, or the tiny K2 made for its tasks."""
-        if self.config.policy.path is not None:
-            path = Path(self.config.policy.path).absolute()
-            if not (path / "config.json").is_file():
-                raise BadInput(
-                    f"policy.path={self.config.policy.path} is no checkpoint folder: "
-                    "config.json is missing"
-                )
-            return path
-        texts = corpus(self.config.tasks, TINY_CORPUS_TASKS)
-        with writing(self.folder.start, ANEW):
-            create_tiny(self.folder.start, texts, seed=self.config.seed)
-        return self.folder.start
-
-    def _self_critique(self) -> SelfCritique | None:
+    def _self_critique(self, renderer: Renderer) -> SelfCritique | None:
         """What the driver does about it, if the recipe has a critic."""
-        rewards, longest = self.config.rewards, self.config.engine.max_model_len
-        critic = rewards.critic
+        rewards, critic = self.config.rewards, self.config.rewards.critic
         if critic is None:
             return None
         rubrics = rubrics_of(critic)
-        check_critic(critic, rubrics, self.tasks.rubric_names | self.held_out.rubric_names)
-        check_gate(rewards, self.tasks.kinds)
         if critic.endpoint is None:
-            check_room(critic, rubrics, self._prompt_tokens, longest)
-        age, ahead = rewards.calibration.max_age, self.config.rollout.max_staleness
-        if age < ahead and rewards.calibration.share > 0:
-            self.display.say(
-                f"rewards.calibration.max_age={age} with rollout.max_staleness={ahead}: where the "
-                f"engines are slow, few pairs are young enough for critic tasks; try {ahead + 1}"
+            check_room(
+                critic,
+                rubrics,
+                lambda messages: len(renderer.prompt_ids(renderer.inert(messages))),
+                self.config.engine.max_model_len,
             )
+        if old := pairs_too_old(rewards.calibration, self.config.rollout.max_staleness):
+            self.display.say(old)
         return SelfCritique(
             rewards,
             rubrics,
             seed=self.config.seed,
-            fits=lambda task: self._prompt_tokens(task.messages) + task.token_budget <= longest,
+            fits=self.material.fits,
             say=self._say,
             state=self.state.critique,
         )
 
-    def _prompt_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self.renderer.prompt_ids(self.renderer.inert(messages)))
-
-    def _check_network(self) -> None:
-        """Refuse what the learner's shards would refuse, before anything is started.
-
-        Raises:
-            CheckpointError: a network that cannot be trained.
-            BadInput: sequences longer than its context, or experts that cannot be spread.
-        """
-        config = self.config
-        network = empty_network(
-            self.start_checkpoint,
-            compute_dtype=getattr(torch, config.policy.dtype.value),
-            int4_experts=config.policy.int4_experts,
-        )
-        if config.engine.max_model_len > network.context:
-            raise BadInput(
-                f"engine.max_model_len={config.engine.max_model_len} is longer than the context "
-                f"of the network: at most {network.context}"
-            )
-        ranks = config.parallel.expert_parallel
-        experts = [len(m.gate_up_proj) for m in network.modules() if isinstance(m, Experts)]
-        if ranks > 1 and not experts:
-            raise BadInput(f"parallel.expert_parallel={ranks}: the network has no K2 experts")
-        if any(count % ranks for count in experts):
-            raise BadInput(
-                f"parallel.expert_parallel={ranks} must divide the {experts[0]} routed experts"
-            )
-
-    def probe(self) -> list[list[int]]:
-        """Fixed sequences on which engines and learner are compared: worked held-out tasks."""
-        sequences = []
-        for position in range(self.config.weights.probe_sequences):
-            task = self.held_out.at(position)
-            answer = task.solution or task.reference
-            prompt, response = self.renderer.training_ids(task.messages, answer)
-            sequences.append((prompt + response)[: self.config.engine.max_model_len - 1])
-        return sequences
-
     async def place(self, cluster: Cluster) -> None:
         """Create learner and engines; both load at the same time."""
-        config, probe = self.config, self.probe()
+        config, probe = self.config, self.material.probe()
         self.watch.start(self.folder, self._progress(self.state, {}))
-        spec = LearnerSpec(
-            checkpoint=self.start_checkpoint,
-            optimizer=config.optimizer,
-            schedule=config.schedule,
-            parallel=config.parallel,
-            objective=config.objective,
-            iterations=config.steps,
-            micro_batch_tokens=config.policy.micro_batch_tokens,
-            bucket_bytes=config.weights.bucket_bytes,
-            delta=config.weights.delta,
-            by_layer=config.weights.by_layer,
-            compute_dtype=getattr(torch, config.policy.dtype.value),
-            engine_dtype=getattr(torch, config.engine.dtype.value),
-            int4_experts=config.policy.int4_experts,
-            router_bias_rate=config.policy.router_bias_rate,
-            seed=config.seed,
-        )
+        spec = LearnerSpec.of(config, self.start_checkpoint)
         # Sampling must not repeat itself when a run goes on at a later step.
         draws = self.state.step * config.cluster.rollout_workers
         seed = (config.seed * 1_000_003 + draws) % 2**31
@@ -241,9 +157,8 @@ class Training:
         )
         self._starting = [placing, self._placing]
         self._probe = probe
-        kinds = self.tasks.kinds | self.held_out.kinds
         with self.watch.doing("learner", "learner and reward workers to start"):
-            self._learner, _ = await asyncio.gather(placing, cluster.check_rewards(kinds))
+            self._learner, _ = await asyncio.gather(placing, cluster.check_rewards(self.kinds))
         if self._learner.note is not None:
             self.display.say(f"QK-Clip is off: {self._learner.note}")
         if self.resumed_from is not None:
@@ -306,15 +221,15 @@ class Training:
         assert self.config.sft is not None
         await self.engines()
         await self.policy.publish(step - self.config.sft.max_steps - 1)
-        count = self.config.sft.test_tasks
-        groups = await self._sample(self._engines_for(count), count, samples=1)
-        return self._rates(groups)["all"]
+        tasks = self.material.tests(self.config.sft.test_tasks)
+        groups = await self._sample(self._engines_for(tasks), tasks, samples=1)
+        return rates(groups, ranked=self._ranks)["all"]
 
     async def supervised_start(self, sft: SftConfig) -> None:
         """Train on worked solutions until the recipe's target; the optimiser forgets them after."""
         self.display.say(f"supervised start: at most {sft.max_steps} steps")
         await self.call_learner("set_threads", sft.threads)
-        result = await supervised_start(sft, self.supervised, self, self._said_test)
+        result = await supervised_start(sft, self.material.supervised, self, self._said_test)
         self.display.say(
             f"supervised start done after {result.steps} steps: pass@1 {result.accuracy}"
         )
@@ -325,30 +240,31 @@ class Training:
             f"supervised step {result.steps}: loss {result.loss:.3f}, pass@1 {result.accuracy}"
         )
 
-    async def _sample(self, sampler: Sampler, count: int, samples: int) -> list[Group]:
-        tasks = [self.held_out.at(position) for position in range(count)]
+    async def _sample(self, sampler: Sampler, tasks: Sequence[Task], samples: int) -> list[Group]:
         with self.watch.doing("engines", "held-out tasks"):
             return await sample_all(
                 sampler, tasks, samples=samples, temperature=self.config.evaluation.temperature
             )
 
-    def _engines_for(self, groups: int) -> Sampler:
-        """What draws so many held-out groups."""
+    def _engines_for(self, tasks: Sequence[Task]) -> Sampler:
+        """What draws one group of each held-out task."""
         if self.config.rollout.max_staleness:
             return self.rollouts
-        return Together(self.rollouts, groups, self.config.seed)
+        return Together(self.rollouts, len(tasks), self.config.seed)
 
     async def evaluate(self) -> dict[str, PassRate]:
         """Pass@1 on the held-out tasks of the recipe, and the critic's agreement if it has one."""
         test = self.config.evaluation
-        groups = await self._sample(self._engines_for(test.tasks), test.tasks, test.samples)
-        return self._rates(groups) | await self._agreement(groups)
+        tasks = self.material.tests(test.tasks)
+        groups = await self._sample(self._engines_for(tasks), tasks, test.samples)
+        return rates(groups, ranked=self._ranks) | await self._agreement(groups)
 
     async def evaluate_before(self) -> dict[str, PassRate]:
         """The same before RL, and what is kept of it: Toggle's budgets, what to compare with."""
         test = self.config.evaluation
-        recorder = LengthRecorder(self._engines_for(test.tasks))
-        groups = await self._sample(recorder, test.tasks, test.samples)
+        tasks = self.material.tests(test.tasks)
+        recorder = LengthRecorder(self._engines_for(tasks))
+        groups = await self._sample(recorder, tasks, test.samples)
         budgets = recorder.budgets(self.config.rewards.length.percentile)
         with writing(self.folder.length_budgets, ANEW):
             self.folder.length_budgets.write_text(json.dumps(budgets, indent=1) + "\n")
@@ -356,36 +272,13 @@ class Training:
             self.baseline = await self.critique.start(self.rollouts, groups)
             with writing(self.folder.baseline, ANEW):
                 self.baseline.write(self.folder.baseline)
-        return self._rates(groups) | await self._agreement(groups)
-
-    def _rates(self, groups: Sequence[Group]) -> dict[str, PassRate]:
-        ranked = RUBRIC in self.config.rewards.mixture.get(TaskKind.open.value, {})
-        return rates(groups, ranked=ranked)
+        return rates(groups, ranked=self._ranks) | await self._agreement(groups)
 
     async def _agreement(self, groups: Sequence[Group]) -> dict[str, PassRate]:
         """How often the critic agrees with the verifiers on held-out tasks."""
         if self.critique is None:
             return {}
         return await self.critique.agreement(self.rollouts, groups, self.baseline)
-
-    def ptx_at(self, step: int) -> Sequence[Batch]:
-        """The supervised batches that join `step`, one per minibatch; none if one would be empty:
-        many tasks have no worked solution."""
-        count, parts = self.config.objective.ptx_sequences, self.config.objective.minibatches
-        if count == 0 or self.config.objective.ptx_weight == 0:
-            return []
-        first = step * count * parts
-        drawn = [self.supervised.batch(first + i * count, count) for i in range(parts)]
-        batches = [batch for batch in drawn if batch is not None]
-        if len(batches) == parts:
-            return batches
-        if not self._without_ptx:
-            self._say(
-                f"step {step + 1} has no PTX loss: of {count} tasks (objective.ptx_sequences) none "
-                "has a worked solution; neither may later steps, without a word"
-            )
-        self._without_ptx = True
-        return []
 
     async def save(self) -> None:
         """Begin a checkpoint of the run; it is finished while the run goes on."""
@@ -471,30 +364,24 @@ class Training:
 
     def _course(self) -> Course:
         """What the RL steps ask, imitate, reward and measure."""
-        shape, critique, tasks = self._length_shaping().shape, self.critique, self.tasks
+        length, critique, material = self.config.rewards.length, self.critique, self.material
+        shape = length_shaping(length, self.folder.length_budgets).shape
         if critique is None:
-            return Course(task_at=lambda at, step: tasks.at(at), ptx_at=self.ptx_at, shape=shape)
+            return Course(
+                task_at=lambda at, step: material.task_at(at), ptx_at=material.ptx_at, shape=shape
+            )
         baseline = self.baseline
         assert baseline is not None, "measured before RL, or read by a run that goes on"
         temperature = self.config.evaluation.temperature
         return Course(
-            task_at=lambda at, step: critique.task(at, step, tasks.at(at)),
-            ptx_at=self.ptx_at,
+            task_at=lambda at, step: critique.task(at, step, material.task_at(at)),
+            ptx_at=material.ptx_at,
             observe=critique.observe,  # pairs are of verifiers' rewards, before length changes them
             shape=shape,
             measure=self.watch.measuring(
                 lambda step: critique.measure(step, self.rollouts, baseline, temperature)
             ),
         )
-
-    def _length_shaping(self) -> LengthShaping:
-        """What the recipe does about length, with the budgets that were measured before RL."""
-        length, path = self.config.rewards.length, self.folder.length_budgets
-        if length.kind is not LengthKind.toggle:
-            return LengthShaping(length, {})
-        if not path.is_file():
-            raise BadInput(f"rewards.length.kind=toggle needs {path}: start the run anew")
-        return LengthShaping(length, json.loads(path.read_text()))
 
     def _summary(
         self, before: Mapping[str, PassRate], after: Mapping[str, PassRate], checkpoint: Path

@@ -59,20 +59,23 @@ class Policy:
 
 
 class Tasks:
-    def at(self, position: int) -> Task:
-        return Task(
-            id=f"t/{position}",
-            kind=TaskKind.math,
-            messages=(Message(role="user", content="?"),),
-            reference="1",
-            token_budget=4,
-        )
+    def tests(self, count: int) -> list[Task]:
+        return [
+            Task(
+                id=f"t/{position}",
+                kind=TaskKind.math,
+                messages=(Message(role="user", content="?"),),
+                reference="1",
+                token_budget=4,
+            )
+            for position in range(count)
+        ]
 
 
 class FakeTraining:
     def __init__(self, config: TrainConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
-        self.rollouts, self.held_out = Rollouts(), Tasks()
+        self.rollouts, self.material = Rollouts(), Tasks()
         self.compared = {False: 0.02, True: 0.004}  # without and with the engine's experts
         self.recorded = True
 

@@ -263,7 +263,11 @@ def test_budgets_that_a_full_disk_refuses_are_named(run: Run) -> None:
         return []
 
     training = SimpleNamespace(
-        config=run.config, folder=run.folder, _engines_for=lambda count: None, _sample=sample
+        config=run.config,
+        folder=run.folder,
+        material=SimpleNamespace(tests=lambda count: []),
+        _engines_for=lambda tasks: None,
+        _sample=sample,
     )
     with pytest.raises(RunFailed, match=r"length_budgets\.json: No space .*the command again"):
         asyncio.run(Training.evaluate_before(training))

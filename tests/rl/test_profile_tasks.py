@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ from rewards.task import Message, Task, TaskKind
 from rl.difficulty import TaskProfile, Verdict
 from rl.errors import BadInput
 from rl.profile_files import ProfileFiles
-from rl.profile_tasks import GUESS_PROMPT, ProfileSettings, candidates, guess_task, profile_tasks
+from rl.profile_tasks import (
+    GUESS_PROMPT,
+    ProfileSettings,
+    candidates,
+    fits,
+    guess_task,
+    profile_tasks,
+)
 from rl.progress import Display
 from rl.recipe import load_recipe
 from rollout.config import FamilyConfig, Source, TasksConfig
@@ -110,10 +118,24 @@ def test_candidates_are_distinct_and_not_easy_to_hack(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     family = FamilyConfig(source=Source.deepmath, name="rows", path=str(path))
     stream = TaskStream(TasksConfig(families=[family], held_out_percent=0), Split.train)
-    chosen, dropped = candidates(stream, 20)
+    chosen, dropped = candidates(stream, 20, lambda task: True)
     assert sorted(each.question for each in chosen) == [f"{n}+1?" for n in range(5)]
     assert dropped == [Verdict.true_or_false] * 3
-    assert len(candidates(stream, 2)[0]) == 2
+    assert len(candidates(stream, 2, lambda task: True)[0]) == 2
+    chosen, dropped = candidates(stream, 20, lambda task: "3+1" not in task.messages[-1].content)
+    assert "3+1?" not in {each.question for each in chosen}
+    assert sorted(dropped) == [Verdict.too_long] + [Verdict.true_or_false] * 3
+
+
+def test_a_task_fits_only_with_the_question_to_guess_it(tiny: Path) -> None:
+    renderer = Renderer(tiny)
+    message = Message(role="user", content="57 + 87?")
+    task = Task(id="t", kind=TaskKind.math, messages=(message,), reference="144", token_budget=8)
+    bare = guess_task(task, renderer)
+    asked = len(renderer.prompt_ids(bare.messages)) + bare.token_budget
+    assert asked > len(renderer.prompt_ids(task.messages)) + task.token_budget
+    assert fits(task, renderer, asked) and not fits(task, renderer, asked - 1)
+    assert fits(replace(task, kind=TaskKind.code), renderer, asked - 1)
 
 
 def test_rows_of_other_settings_are_refused_and_half_a_line_is_dropped(tmp_path: Path) -> None:

@@ -10,10 +10,8 @@ from rl.batch import Batch, pack
 from rl.config import SftConfig
 from rl.errors import BadInput
 from rl.evaluate import PassRate, pass_rate
-from rl.objective_config import ObjectiveConfig
 from rl.sample import supervised_sample
 from rl.sft import SupervisedResult, SupervisedStream, supervised_start
-from rl.training import Training
 
 
 class OneBatch:
@@ -78,25 +76,10 @@ class Unsolved:
 
 def _stream(solved: int) -> SupervisedStream:
     renderer = SimpleNamespace(training_ids=lambda messages, solution: ([1], [int(solution)]))
-    return SupervisedStream(Unsolved(solved), renderer)  # type: ignore[arg-type]
+    return SupervisedStream(Unsolved(solved), renderer, 512)  # type: ignore[arg-type]
 
 
 def test_a_supervised_start_of_tasks_without_solutions_is_refused() -> None:
     start = supervised_start(SftConfig(), _stream(0), Pupil(), print)
     with pytest.raises(BadInput, match=r"sft: of \d+ tasks in a row .* none has a worked solution"):
         asyncio.run(start)
-
-
-def test_a_step_whose_tasks_have_no_solutions_has_no_ptx_and_says_so_once() -> None:
-    said: list[str] = []
-    objective = ObjectiveConfig(ptx_weight=0.1, ptx_sequences=4, minibatches=2)
-    training = SimpleNamespace(
-        config=SimpleNamespace(objective=objective),
-        supervised=_stream(12),
-        _say=said.append,
-        _without_ptx=False,
-    )
-    found = [Training.ptx_at(training, step) for step in range(4)]  # type: ignore[arg-type]
-    assert [len(batches) for batches in found] == [2, 0, 0, 0]  # of [8, 16) a half has one
-    assert [len(batch.samples) for batch in found[0]] == [2, 1]
-    assert len(said) == 1 and said[0].startswith("step 2 has no PTX loss: of 4 tasks")
