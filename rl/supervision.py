@@ -26,9 +26,9 @@ class Loss:
 class Restarts:
     """The restarts of one run, across all its attempts and processes.
 
-    A part that is replaced in its place may be lost `most` times between two trained steps; one
-    whose loss sends the run back, `most` times until the run is further than it ever was: steps
-    that are trained again are no progress. Once more is a crash loop: whatever ends it will end it
+    A part that is replaced in its place may be lost `most` times between two trained steps. The run
+    may be sent back `most` times, by whichever parts, until it is further than it ever was: steps
+    that are trained again are no progress. Once more is a crash loop: what ended it will end it
     again, be it a sample, the memory, or the machine.
     """
 
@@ -39,9 +39,9 @@ class Restarts:
         self.logs = logs
         self._losses: list[Loss] = []
         self._file: Path | None = None
-        self._reasons: dict[str, deque[str]] = {}
+        self._reasons: dict[str, deque[str]] = {}  # by who was lost: a part, or the run
         self._since_step: Counter[str] = Counter()
-        self._sent_back: Counter[str] = Counter()  # since the run was `_furthest`
+        self._sent_back = 0  # times since the run was `_furthest`
         self._furthest = 0
         self._run_lost_at: float | None = None
 
@@ -72,7 +72,9 @@ class Restarts:
             CrashLoop: it was lost too often since the last trained step.
         """
         self._count(Loss(part=part, why=why, at=time.time()))
-        self._tell(part, why, self._since_step, "without a trained step between")
+        self._say(f"{part} was lost: {why}")
+        self._since_step[part] += 1
+        self._bear(part, why, self._since_step[part], "without a trained step between")
 
     def driver_lost(self, why: str) -> None:
         """An earlier driver of the run was lost; counted once, however many drivers hear of it.
@@ -82,17 +84,17 @@ class Restarts:
         self._run_lost_at = time.monotonic()
         if ("driver", why) not in {(loss.part, loss.why) for loss in self._losses}:
             self._count(Loss(part="driver", why=why, at=time.time()))
-        self._tell("driver", why, self._sent_back, "without a new checkpoint between")
+        self._send_back("driver", why)
 
     def run_lost(self, part: str, why: str) -> None:
         """A part is lost, and the whole run is started again for it.
 
         Raises:
-            CrashLoop: it was lost too often since the run was further than ever before.
+            CrashLoop: the run was sent back too often since it was further than ever before.
         """
         self._run_lost_at = time.monotonic()
         self._count(Loss(part=part, why=why, at=time.time()))
-        self._tell(part, why, self._sent_back, "and the run came no further between")
+        self._send_back(part, why)
 
     def run_back(self) -> None:
         """The whole run serves again, if it was lost."""
@@ -109,7 +111,7 @@ class Restarts:
         self._since_step.clear()
         if step > self._furthest:
             self._furthest = step
-            self._sent_back.clear()
+            self._sent_back = 0
 
     def _count(self, loss: Loss) -> None:
         self._losses.append(loss)
@@ -127,14 +129,18 @@ class Restarts:
         except OSError as error:
             self._say(f"{self._file} cannot be written: {error.strerror}")
 
-    def _tell(self, part: str, why: str, losses: Counter[str], lacking: str) -> None:
-        losses[part] += 1
-        self._reasons.setdefault(part, deque(maxlen=KEPT_REASONS)).append(why)
+    def _send_back(self, part: str, why: str) -> None:
         self._say(f"{part} was lost: {why}")
-        if losses[part] > self._most:
-            reasons = "\n".join(f"  - {reason}" for reason in self._reasons[part])
+        self._sent_back += 1
+        self._bear("the run", f"{part}: {why}", self._sent_back, "and came no further between")
+
+    def _bear(self, who: str, why: str, times: int, lacking: str) -> None:
+        """Keep the reason. Raises CrashLoop if these were too many `times`."""
+        self._reasons.setdefault(who, deque(maxlen=KEPT_REASONS)).append(why)
+        if times > self._most:
+            reasons = "\n".join(f"  - {reason}" for reason in self._reasons[who])
             raise CrashLoop(
-                f"{part} was lost {losses[part]} times {lacking} "
+                f"{who} was lost {times} times {lacking} "
                 f"(cluster.max_restarts={self._most}):\n{reasons}\n"
                 f"Logs of the processes: {self.logs or 'none'}. "
                 "resume=true goes on from the last checkpoint"

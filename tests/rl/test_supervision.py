@@ -20,6 +20,7 @@ from rl.learner_spec import OtherShardFailed
 from rl.metrics import MetricsLog, read_metrics
 from rl.part import watch_head
 from rl.progress import Display
+from rl.recipe import to_yaml
 from rl.remote import RemoteLearner, RemotePolicy
 from rl.reward_watch import RewardWatch
 from rl.rollout_seats import Offer, RemoteRollouts
@@ -364,9 +365,18 @@ def test_steps_that_are_trained_again_are_no_progress_of_a_run_that_is_sent_back
         restarts.run_lost("learner shard 0", "out of memory")
         for step in range(11, 17):
             restarts.progress(step)
-    restarts.run_lost("learner shard 1", "killed")
-    with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times and the run came no fur"):
+    with pytest.raises(CrashLoop, match="the run was lost 3 times and came no further between"):
         restarts.run_lost("learner shard 0", "out of memory")
+
+
+def test_a_run_that_another_shard_sends_back_each_time_is_a_crash_loop_too() -> None:
+    restarts = Restarts(lambda line: None, most=2)
+    restarts.driver_lost("ended by SIGKILL")
+    restarts.run_lost("learner shard 7", "out of memory")
+    with pytest.raises(CrashLoop, match="the run was lost 3 times") as ended:
+        restarts.run_lost("learner shard 3", "killed")
+    for reason in ("driver: ended by SIGKILL", "shard 7: out of memory", "shard 3: killed"):
+        assert reason in str(ended.value)
 
 
 def test_counts_of_an_earlier_process_go_on(tmp_path: Path) -> None:
@@ -392,7 +402,7 @@ def test_counts_of_an_earlier_process_go_on(tmp_path: Path) -> None:
     assert second.total == 4
     third = process("process 7 ended by SIGKILL", "process 8 ended by SIGKILL")
     assert third.counts == {"rollout worker 0": 2, "rollout worker 1": 1, "driver": 2}
-    with pytest.raises(CrashLoop, match="driver was lost 4 times"):
+    with pytest.raises(CrashLoop, match="the run was lost 4 times"):
         process(*(f"process {pid} ended by SIGKILL" for pid in (7, 8, 9, 10)))
     # A run that begins anew takes what it has lost into its new folder.
     third.keep_in(tmp_path / "new.jsonl")
@@ -678,16 +688,15 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Any]
 class Measured:
     """A run at step 0; remembers what is measured and saved."""
 
-    def __init__(self, eval_before: dict[str, PassRate]) -> None:
+    def __init__(self, root: Path, eval_before: dict[str, PassRate]) -> None:
         self.config = TrainConfig(sft=None)
+        self.folder = RunFolder(root)
+        self.folder.config.write_text(to_yaml(self.config))
         self.display = Display(Console(file=io.StringIO()))
         self.restarts = Restarts(print, most=1)
         self.resumed_from = Path("step_0")
         self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before=eval_before)
         self.done: list[object] = []
-
-    def tell_changes(self) -> None:
-        pass
 
     async def engines(self) -> None:
         pass
@@ -709,11 +718,13 @@ class Measured:
 RATE = PassRate(value=0.3, low=0.2, high=0.4, tasks=50)
 
 
-def test_a_run_that_goes_on_from_its_first_checkpoint_knows_what_was_measured_before() -> None:
-    fresh: Any = Measured({})
+def test_a_run_that_goes_on_from_its_first_checkpoint_knows_what_was_measured_before(
+    tmp_path: Path,
+) -> None:
+    fresh: Any = Measured(tmp_path, {})
     assert asyncio.run(_reinforce(fresh)) == {"all": RATE}
     assert fresh.done == ["measured", {"all": RATE}]
-    again: Any = Measured(fresh.state.eval_before)
+    again: Any = Measured(tmp_path, fresh.state.eval_before)
     assert asyncio.run(_reinforce(again)) == {"all": RATE}
     assert not again.done
 
@@ -756,7 +767,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(run: Callable[[Any]
     async def work(training: FakeTraining) -> None:
         raise PartLost("learner shard 0", "out of memory")
 
-    with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times"):
+    with pytest.raises(CrashLoop, match="the run was lost 3 times"):
         run(work)
     assert len(FakeTraining.begun) == FakeCluster.down == 3
 
@@ -792,7 +803,7 @@ def test_a_learner_that_is_lost_at_the_same_step_every_time_ends_the_run(
             await policy.publish(shard.step)
             await policy.update([], [])
 
-    with pytest.raises(CrashLoop, match="learner shard 0 was lost 3 times and the run came no fur"):
+    with pytest.raises(CrashLoop, match="the run was lost 3 times and came no further between"):
         run(work)
     assert FakeTraining.begun == [False, True, True]
 
