@@ -106,7 +106,7 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None] = _loudly) -> Pat
         return checkpoint
     if damaged:
         raise BadInput("no checkpoint is whole, start the run anew:\n" + "\n".join(damaged))
-    raise BadInput(f"no checkpoint to resume in {folder}: start the run without resume=true")
+    raise BadInput(f"there is no checkpoint in {folder} yet; a run begins anew without resume=true")
 
 
 def by_preference(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rl.config import TrainConfig
 from rl.errors import BadInput
-from rl.recipe_keys import check_keys, keys_of, nearest, nearest_key
+from rl.recipe_keys import check_keys, is_free, keys_of, nearest, nearest_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 SUFFIXES = {".yaml", ".yml"}
@@ -40,7 +40,7 @@ def load_recipe(recipe: str, overrides: Sequence[str]) -> TrainConfig:
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     try:
         with initialize_config_dir(config_dir=str(path.parent), version_base="1.3"):
-            composed = compose(config_name=path.stem, overrides=[_dotted(o) for o in overrides])
+            composed = compose(config_name=path.stem, overrides=[_for_hydra(o) for o in overrides])
         if OmegaConf.get_type(composed) is not TrainConfig:
             raise ValueError('begin it with "defaults: [schema, _self_]"')
         config = _typed(composed)
@@ -67,7 +67,7 @@ def from_run(run_dir: Path, overrides: Sequence[str]) -> TrainConfig:
     check_run(run_dir)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
-        merged.merge_with_dotlist(list(overrides))
+        merged.merge_with_dotlist([override.lstrip("+") for override in overrides])
         return _typed(merged)
     except (OSError, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: {_first_cause(error, path, overrides)}") from error
@@ -127,10 +127,12 @@ def _names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _dotted(override: str) -> str:
-    """`families[0].name=x` as Hydra knows it: `families.0.name=x`."""
+def _for_hydra(override: str) -> str:
+    """`families[0].name=x` as Hydra knows it, `families.0.name=x`; where a recipe may name keys of
+    its own, one that it has not yet needs no `+`."""
     key, equals, value = override.partition("=")
-    return re.sub(r"\[(\d+)\]", r".\1", key) + equals + value
+    add = "" if key.startswith(("+", "~")) or not is_free(key) else "++"
+    return add + re.sub(r"\[(\d+)\]", r".\1", key) + equals + value
 
 
 def _first_cause(error: BaseException, path: Path, overrides: Sequence[str]) -> str:

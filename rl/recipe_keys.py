@@ -42,15 +42,19 @@ def known_keys(schema: type = TrainConfig, prefix: str = "") -> Iterator[tuple[s
 def check_keys(overrides: Sequence[str]) -> None:
     """Raise `BadInput` for what is not `key=value`, or has an unknown key."""
     known = dict(known_keys())
-    free = [f"{key}." for key, hint in known.items() if typing.get_origin(hint) is dict]
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals and not key.startswith("~"):  # ~key takes it out of the recipe
             raise BadInput(f"{override!r} is not key=value")
         key = key.lstrip("+~")
-        general = _general(key)
-        if general.removesuffix("[]") not in known and not general.startswith(tuple(free)):
+        if _general(key).removesuffix("[]") not in known and not is_free(key):
             raise BadInput(f"unknown key {key!r}{nearest_key(key)}")
+
+
+def is_free(key: str) -> bool:
+    """Whether a key is one of those that a recipe names itself, such as rewards.mixture.math.x."""
+    free = (f"{known}." for known, hint in known_keys() if typing.get_origin(hint) is dict)
+    return _general(key).startswith(tuple(free))
 
 
 def nearest_key(key: str) -> str:

@@ -99,7 +99,7 @@ def test_none_that_is_whole(tmp_path: Path) -> None:
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no checkpoint to resume"):
+    with pytest.raises(BadInput, match="there is no checkpoint in"):
         latest_checkpoint(tmp_path)
 
 

@@ -183,6 +183,19 @@ def test_temperature_is_linear() -> None:
     assert temperature_at(0, 1, config) == 1.0
 
 
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_key_that_a_recipe_names_itself_needs_no_sign_to_be_added(
+    tmp_path: Path, sign: str
+) -> None:
+    override = f"{sign}tasks.families[0].options.allow_negation=true"
+    config = load_recipe("quickstart", [override])
+    assert config.tasks.families[0].options["allow_negation"] is True
+    (tmp_path / "config.yaml").write_text(to_yaml(load_recipe("quickstart", [])))
+    assert from_run(tmp_path, [override]) == config
+    with pytest.raises(BadInput, match=r"rewards.mixture.math names an unknown reward 'format'"):
+        load_recipe("quickstart", [f"{sign}rewards.mixture.math.format=0.1"])
+
+
 def test_a_reward_is_taken_out_of_a_mixture() -> None:
     config = load_recipe(
         "self_critique", ["~rewards.mixture.open.rubric", "rewards.mixture.open.explanations=1.0"]
