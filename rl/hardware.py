@@ -10,6 +10,7 @@ import yaml
 
 from rl.errors import BadInput
 
+OPTIONAL = {"reserved_bytes", "context_bytes", "host_bytes", "dollars_per_device_hour"}  # or 0
 ROWS = Path(__file__).resolve().parent.parent / "configs" / "hardware"
 
 
@@ -23,6 +24,8 @@ class Hardware:
     """Of one device."""
     reserved_bytes: int
     """Of one device, for what no tensor of ours accounts for: context, NCCL, fragmentation."""
+    context_bytes: int
+    """Of one device, for each further process on it: its context and kernels."""
     host_bytes: int
     """Memory of one node beside its devices."""
     unified: bool
@@ -32,12 +35,14 @@ class Hardware:
     flops_float32: float
     """The same in float32."""
     memory_bandwidth: float
-    """Bytes per second, as the next five."""
+    """Bytes per second, as the next six."""
     intra_node_bandwidth: float
     inter_node_bandwidth: float
     host_bandwidth: float
     """Between a device and its host's memory."""
     disk_bandwidth: float
+    hash_bandwidth: float
+    """Of one thread of the host that checks digests (xxh3) of files that stay mapped."""
     collective_latency: float
     """Seconds of a collective that moves nothing."""
     train_efficiency: float
@@ -56,7 +61,7 @@ class Hardware:
             value = getattr(self, item.name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            optional = item.name in ("reserved_bytes", "host_bytes", "dollars_per_device_hour")
+            optional = item.name in OPTIONAL
             if value < 0 or (value == 0 and not optional):
                 raise ValueError(f"{item.name} must be positive, got {value}")
             if item.name.endswith("_efficiency") and value > 1:

@@ -1,5 +1,7 @@
 """Bytes of a learner rank and of an engine's device, part by part. Pure arithmetic."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,8 @@ CUT_BYTES = 8  # per element of a batch of matrices that travel: sent, received,
 BUCKET_ELEMENTS = 50_000_000
 SUB_GROUP_ELEMENTS = 1_000_000_000
 LIVE_ELEMENTS = 1_000_000_000
+# On the device of the relay that sends and of the one that receives: pieces on their way.
+RELAY_PIECES = (1 << 27) + (1 << 28)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ class LearnerMemory:
     transfer: int  # of weights on their way to the engines
     reserved: int
     engines: int  # of engines that sleep on the device: what is no tensor of theirs
+    relays: int  # of those that carry weights between hosts, on the first device of a host
     host: int  # of the node's memory, for offloaded state and its gradients
     away: int  # of the node's memory, for all the rest in the engines' turn
     shared: int  # of the node's memory, by all its ranks: versions of the weights for the engines
@@ -53,7 +58,7 @@ class LearnerMemory:
     def total(self) -> int:
         """On the device."""
         states = self.weights + self.gradients + self.optimizer + self.reserved
-        moving = self.buckets + self.transfer + self.engines
+        moving = self.buckets + self.transfer + self.engines + self.relays
         return states + moving + max(self.activations.total, self.step_buffers)
 
 
@@ -66,6 +71,7 @@ class EngineMemory:
     transfer: int
     reserved: int
     learner: int  # of a learner that is away: what is no tensor of its own
+    relays: int  # of those that carry weights between hosts, on the first device of a host
     shared: int  # of the node's memory, by the whole engine: its own copy of the weights
     received: int  # of the node's memory, for all its engines: weights that other hosts have sent
     kv_bytes_per_token: int
@@ -74,7 +80,8 @@ class EngineMemory:
     @property
     def total(self) -> int:
         """On the device."""
-        return self.weights + self.kv_cache + self.transfer + self.reserved + self.learner
+        others = self.reserved + self.learner + self.relays
+        return self.weights + self.kv_cache + self.transfer + others
 
 
 def takes_turns(config: TrainConfig, hardware: Hardware) -> bool:
@@ -134,6 +141,7 @@ def learner_memory(
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
         engines=hardware.reserved_bytes if turns else 0,
+        relays=relay_bytes(config, hardware),
         away=on_device + gradients + optimizer + buckets if turns else 0,
         host=waiting + (state if parallel.offload is Offload.cpu else 0),
         shared=shared_bytes(config, weights, hardware),
@@ -179,17 +187,28 @@ def _ranks(config: TrainConfig, hardware: Hardware) -> int:
 
 
 def published_elements(weights: Sequence[Weight], parallel: ParallelConfig, ranks: int) -> int:
-    """What the shards of a node of so many `ranks` publish, at the most (`Shard.tensors`).
+    """What the shards of a node of so many `ranks` publish, at the most."""
+    return max(node.total() for node in published_layers(weights, parallel, ranks))
+
+
+def published_layers(
+    weights: Sequence[Weight], parallel: ParallelConfig, ranks: int
+) -> list[Counter[int]]:
+    """Elements by layer that the shards of each node of so many `ranks` publish (`Shard.tensors`).
 
     Experts that are spread come from the first that hold them, all else is dealt out tensor by
-    tensor.
+    tensor. What is in no layer is layer 0, as where it is published (`model.send_weights`).
     """
-    spread = {Role.expert} if parallel.expert_parallel > 1 else set()
-    experts = sum(w.elements for w in weights if w.role in spread) // parallel.expert_parallel
-    dealt = [w.elements for w in weights if w.role not in spread]
-    shares = [sum(dealt[rank :: parallel.shards]) for rank in range(parallel.shards)]
-    nodes = [sum(shares[first : first + ranks]) for first in range(0, parallel.shards, ranks)]
-    return experts * min(ranks, parallel.expert_parallel) + max(nodes)
+    nodes = [Counter[int]() for _ in range(0, parallel.shards, ranks)]
+    dealt = itertools.cycle(range(parallel.shards))
+    for weight in weights:
+        layer = 0 if weight.layer is None else 1 + weight.layer
+        if weight.role is Role.expert and parallel.expert_parallel > 1:
+            for rank in range(parallel.expert_parallel):
+                nodes[rank // ranks][layer] += weight.elements // parallel.expert_parallel
+        else:
+            nodes[next(dealt) // ranks][layer] += weight.elements
+    return nodes
 
 
 def engine_memory(
@@ -208,6 +227,7 @@ def engine_memory(
         transfer=2 * config.weights.bucket_bytes,
         reserved=hardware.reserved_bytes,
         learner=hardware.reserved_bytes if takes_turns(config, hardware) else 0,
+        relays=relay_bytes(config, hardware),
         shared=2 * whole if config.weights.delta else 0,
         received=received_bytes(config, inventory(architecture), hardware),
         kv_bytes_per_token=per_token,
@@ -218,20 +238,40 @@ def engine_memory(
 def received_bytes(config: TrainConfig, weights: Sequence[Weight], hardware: Hardware) -> int:
     """Of an engine node, where weights come from others: two versions of them, or two layers.
 
-    What its own shards publish is not sent to it, and counted all the same.
+    With delta, what changed comes beside the two that are held: as much again, at the most. What
+    its own shards publish is not sent to it, and counted all the same.
     """
+    if not _between_hosts(config, hardware):
+        return 0
+    size = number_bytes(config.engine.dtype)
+    if not config.weights.by_layer:
+        return (3 if config.weights.delta else 2) * size * sum(w.elements for w in weights)
+    nodes = published_layers(weights, config.parallel, _ranks(config, hardware))
+    layers = sorted({layer for node in nodes for layer in node})
+    # A layer takes the place of the last but one at one sender before it does at another; after
+    # the last layer comes the first of the next version.
+    turns = zip(layers[-2:] + layers, layers[-1:] + layers, layers, strict=False)
+    return size * max(
+        sum(node[between] + max(node[before], node[after]) for node in nodes)
+        for before, between, after in turns
+    )
+
+
+def relay_bytes(config: TrainConfig, hardware: Hardware) -> int:
+    """Of the first device of a host that sends weights and receives others."""
+    if hardware.unified or not _between_hosts(config, hardware):
+        return 0
+    return 2 * hardware.context_bytes + RELAY_PIECES
+
+
+def _between_hosts(config: TrainConfig, hardware: Hardware) -> bool:
+    """Whether weights travel from host to host."""
     ways = config.cluster.rollout_workers * config.engine.tensor_parallel_size
     shards = config.parallel.shards
     devices = max(shards, ways) if takes_turns(config, hardware) else shards + ways
     transport = config.weights.transport
     one_host = hardware.unified or devices <= hardware.devices_per_node
-    if transport is Transport.shared_memory or (one_host and transport is Transport.auto):
-        return 0
-    layers: dict[int | None, int] = {}
-    for weight in weights:
-        layers[weight.layer] = layers.get(weight.layer, 0) + weight.elements
-    most = max(layers.values()) if config.weights.by_layer else sum(layers.values())
-    return 2 * most * number_bytes(config.engine.dtype)
+    return transport is Transport.broadcast or (transport is Transport.auto and not one_host)
 
 
 def _step_buffers(

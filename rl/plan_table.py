@@ -87,6 +87,7 @@ def _learner(plan: Plan) -> Table:
         ("weights on their way to engines", memory.transfer),
         ("reserved", memory.reserved),
         ("engines that sleep", memory.engines),
+        ("relays of weights, on a host's first", memory.relays),
         ("total", memory.total),
         ("host, offloaded state", memory.host),
         ("host, the rest in the engines' turn", memory.away),
@@ -104,6 +105,7 @@ def _engine(plan: Plan) -> Table:
         ("weights on their way", _gb(memory.transfer)),
         ("reserved", _gb(memory.reserved)),
         ("the learner that is away", _gb(memory.learner)),
+        ("relays of weights, on a host's first", _gb(memory.relays)),
         ("total", _gb(memory.total)),
         ("host, the engine's copy of the weights", _gb(memory.shared)),
         ("host, all its engines: weights that others sent", _gb(memory.received)),
@@ -139,6 +141,7 @@ def _times(plan: Plan) -> Table:
         ("training, together", took.training),
         ("rollout" + (", beside training" if took.overlapped else ""), took.rollout),
         ("publishing", took.publish),
+        ("checking the digests of what came", took.verify),
         ("the learner's state to the host and back", took.turns),
         ("one step", took.step),
     ]

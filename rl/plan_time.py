@@ -68,6 +68,7 @@ class Times:
     offload: float
     rollout: float
     publish: float
+    verify: float  # digests of what was published, by one thread for every engine
     turns: float  # the learner's state to the host and back, where engines share its device
     overlapped: bool  # rollout runs beside training
 
@@ -81,7 +82,8 @@ class Times:
     def step(self) -> float:
         """The iteration."""
         parts = (self.training, self.rollout)
-        return (max(parts) if self.overlapped else sum(parts)) + self.publish + self.turns
+        between = self.publish + self.verify + self.turns
+        return (max(parts) if self.overlapped else sum(parts)) + between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +198,7 @@ def times(
         offload=steps * sent.offload / away,
         rollout=_rollout(config, architecture, hardware, cache),
         publish=sent.publish / (hardware.inter_node_bandwidth * hardware.network_efficiency),
+        verify=sent.publish / hardware.hash_bandwidth,
         turns=2 * learner.away / hardware.host_bandwidth,
         overlapped=config.rollout.max_staleness > 0
         and not hardware.unified

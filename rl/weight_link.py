@@ -16,8 +16,9 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 from rollout.errors import WeightUpdateError
 
-PIECE = 1 << 26  # bytes of one broadcast
+PIECE = 1 << 26  # bytes of one broadcast, at the most
 IN_FLIGHT = 2  # pieces: one is on its way while the next is brought to the device, or off it
+DEVICE_BYTES = 1 << 28  # of a process's device, for the pieces of all its groups
 MEET_S = 30.0  # for all to come: they are started before
 LIMIT_S = 30.0  # of a piece: 2 MB/s
 POLL_S = 0.001
@@ -40,8 +41,18 @@ class Meeting:
     port: int
     size: int
     device: str  # "cuda": NCCL; "cpu": gloo
+    piece: int  # bytes: `piece_bytes`
     meet_s: float = MEET_S
     limit_s: float = LIMIT_S
+
+
+def piece_bytes(groups: int) -> int:
+    """Of one broadcast, where a process may be in so many groups at a time.
+
+    All may have pieces on its device at once. They share it by being small, not by taking turns:
+    members that wait for their turns in different groups would wait for each other.
+    """
+    return min(PIECE, DEVICE_BYTES // (IN_FLIGHT * groups))
 
 
 def device() -> str:
@@ -88,7 +99,8 @@ class Link:
             self._buffers: deque[Tensor] = deque()
             if meeting.device == CUDA:
                 self._buffers.extend(
-                    torch.empty(PIECE, dtype=torch.uint8, device=CUDA) for _ in range(IN_FLIGHT)
+                    torch.empty(meeting.piece, dtype=torch.uint8, device=CUDA)
+                    for _ in range(IN_FLIGHT)
                 )
         except RuntimeError as error:
             where = f"{meeting.address}:{meeting.port}"
@@ -109,7 +121,7 @@ class Link:
         """The bytes [n] of rank 0, in host memory, into `data` of all others. Raises LinkError."""
         under_way: deque[tuple[Any, Tensor, Tensor]] = deque()
         try:
-            for piece in data.split(PIECE) if len(data) else ():
+            for piece in data.split(self.meeting.piece) if len(data) else ():
                 if len(under_way) == IN_FLIGHT:
                     self._arrive(*under_way.popleft())
                 carried = self._staged(piece)
@@ -127,6 +139,7 @@ class Link:
     def close(self) -> None:
         """Leave: whoever waits for this member has an error. May be called twice."""
         group, self._group = self._group, None
+        self._buffers.clear()
         if group is not None and self.meeting.device == CUDA:
             group.abort()
 

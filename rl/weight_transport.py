@@ -17,7 +17,7 @@ from rl.config import Transport
 from rl.errors import PartLost
 from rl.part import Part, within
 from rl.supervision import Restarts
-from rl.weight_link import CPU, CUDA, LIMIT_S, MEET_S, GroupOver, Meeting
+from rl.weight_link import CPU, CUDA, LIMIT_S, MEET_S, GroupOver, Meeting, piece_bytes
 from rollout.errors import WeightUpdateError
 
 ATTEMPTS = 4  # to bring one version to a host
@@ -91,7 +91,11 @@ class WeightTransport:
     @property
     def most_calls(self) -> int:
         """To one relay at a time: every sending host has a group with it, and all may meet."""
-        return len(set(self._sources)) + SPARE_CALLS
+        return self._most_groups + SPARE_CALLS
+
+    @property
+    def _most_groups(self) -> int:
+        return len(set(self._sources))
 
     async def close(self) -> None:
         """Carry nothing any more, and start no relay."""
@@ -230,7 +234,13 @@ class WeightTransport:
         kinds = await asyncio.gather(*(self._ask(ANSWER_S, key, "device") for key in keys))
         address, port = await self._ask(ANSWER_S, ("from", source), "listen")
         device = CUDA if set(kinds) == {CUDA} and source not in self._without_nccl else CPU
-        meeting = Meeting(address=address, port=port, size=len(keys), device=device)
+        meeting = Meeting(
+            address=address,
+            port=port,
+            size=len(keys),
+            device=device,
+            piece=piece_bytes(self._most_groups),
+        )
         group = _Group(meeting=meeting, sender=sender, receivers=receivers)
         self._groups[source] = group
         return group

@@ -2,17 +2,19 @@
 
 What arrives lies here like a sender's own: verified once, for all engines of this host, which then
 verify and load it as they do anything. Two sets of files take turns, so that the version before is
-whole while the next one comes.
+whole while the next one comes. What comes layer by layer has layers in the place of versions.
 """
 
+import contextlib
 import json
+import mmap
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +69,24 @@ class Arrived:
         return update_digest(self.version, self.digests)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A file that bytes are received into."""
+
+    path: Path
+    mapped: mmap.mmap
+    data: Tensor  # [bytes], mapped
+
+    def remove(self) -> None:
+        """Give its memory back at once, which engines that have it mapped would keep.
+
+        They read zeros from then on, and no end of the file.
+        """
+        with contextlib.suppress(OSError):  # a file system that cannot
+            self.mapped.madvise(mmap.MADV_REMOVE)
+        self.path.unlink(missing_ok=True)
+
+
 class Inbox:
     """What one sender has sent to this host. Its methods block: call them in a thread."""
 
@@ -76,7 +96,8 @@ class Inbox:
         self._held = HeldCopy(root) if delta else None
         self._version = NOTHING  # of that copy
         self._turn = 0
-        self._maps: dict[str, Tensor] = {}
+        self._turns: tuple[list[Place], list[Place]] = ([], [])
+        self._made = 0
         self._mappings = Mappings()
 
     def receive(self, link: Link) -> list[str]:
@@ -92,15 +113,18 @@ class Inbox:
         link.broadcast(encoded)
         header: dict[str, Any] = json.loads(encoded.numpy().tobytes())
         try:
-            files = [self._file(link, *each) for each in enumerate(header["sizes"])]
-            taken = self._take(arrived(header, files))
+            places = self._places(header["sizes"])
+            for place in places:
+                link.broadcast(place.data)
+            taken = self._take(arrived(header, [str(place.path) for place in places]))
         except (ValueError, OSError) as error:
             raise WeightUpdateError(
                 f"version {header['version']} of the weights did not arrive: {error}"
             ) from error
         self._turn = 1 - self._turn
         if self._held is not None:  # it has a copy
-            self._remove()
+            for received in self._turns:
+                self._remove(received)
         return list(taken.files)
 
     def close(self) -> None:
@@ -109,10 +133,11 @@ class Inbox:
         if self._held is not None:
             self._held.close()
 
-    def _remove(self) -> None:
-        for file in self._maps:
-            Path(file).unlink(missing_ok=True)
-        self._maps.clear()
+    def _remove(self, places: list[Place]) -> None:
+        for place in places:
+            place.remove()
+        places.clear()
+        self._mappings.trim()
 
     def _take(self, update: Arrived) -> Announced:
         if self._held is not None:
@@ -124,18 +149,44 @@ class Inbox:
         verify(here, self._mappings)
         return here
 
-    def _file(self, link: Link, number: int, num_bytes: int) -> str:
-        """Receive one file, into the pages of the last one of its turn where it fits."""
-        file = self._folder / f"{self._turn}-{number:05d}.safetensors"
-        mapped = self._maps.get(str(file))
-        if mapped is None or len(mapped) != num_bytes:
-            file.unlink(missing_ok=True)  # never cut: it may be mapped
-            with file.open("xb") as handle:
+    def _places(self, sizes: Sequence[int]) -> list[Place]:
+        """Files of these sizes [bytes]: the last ones of this turn where they fit, and no others.
+
+        To write into pages that are there is faster. None is ever cut: it may be mapped. What does
+        not fit is removed before anything is made in its stead.
+        """
+        mine = self._turns[self._turn]
+        spare = mine.copy()
+        fitting = [_taken(spare, size) for size in sizes]
+        mine[:] = [place for place in fitting if place is not None]
+        self._remove(spare)
+        places = []
+        for place, size in zip(fitting, sizes, strict=True):
+            if place is None:
+                place = self._make(size)
+                mine.append(place)
+            places.append(place)
+        return places
+
+    def _make(self, num_bytes: int) -> Place:
+        path = self._folder / f"{self._made:05d}.safetensors"
+        self._made += 1
+        with path.open("x+b") as handle:
+            try:
                 os.posix_fallocate(handle.fileno(), 0, num_bytes)
-            mapped = torch.from_numpy(np.memmap(file, np.uint8, "r+"))
-            self._maps[str(file)] = mapped
-        link.broadcast(mapped)
-        return str(file)
+            except OSError:
+                path.unlink()
+                raise
+            mapped = mmap.mmap(handle.fileno(), num_bytes)
+        return Place(path, mapped, torch.frombuffer(mapped, dtype=torch.uint8))
+
+
+def _taken(spare: list[Place], num_bytes: int) -> Place | None:
+    """Take a file of that size out of `spare`."""
+    for position, place in enumerate(spare):
+        if len(place.data) == num_bytes:
+            return spare.pop(position)
+    return None
 
 
 def arrived(header: dict[str, Any], files: list[str]) -> Arrived:

@@ -130,25 +130,24 @@ class Mappings:
     def __init__(self) -> None:
         """Map nothing yet."""
         self._maps: dict[str, tuple[tuple[int, int], torch.Tensor]] = {}
-        self._recent: dict[int, set[str]] = {}  # by version
 
     def bytes_of(self, file: str) -> torch.Tensor:
         """The bytes of a file. Raises OSError."""
-        status = Path(file).stat()
-        identity = (status.st_ino, status.st_size)
+        identity = _identity(file)
         known = self._maps.get(file)
         if known is None or known[0] != identity:
-            mapped = torch.from_file(file, shared=False, size=status.st_size, dtype=torch.uint8)
+            mapped = torch.from_file(file, shared=False, size=identity[1], dtype=torch.uint8)
             known = self._maps[file] = (identity, mapped)
         return known[1]
 
-    def read(self, file: str) -> Contents:
+    def read(self, file: str, *, again: bool = False) -> Contents:
         """A file's tensors, not copied. Raises Refused if it is none of ours, or only half written.
 
-        The tensors change when the file is written again.
+        The tensors change when the file is written again. `again`: as it is mapped already,
+        whatever has become of its name.
         """
         try:
-            return contents(self.bytes_of(file))
+            return contents(self._maps[file][1] if again else self.bytes_of(file))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise Refused(f"{file} cannot be read: {error}") from error
 
@@ -157,11 +156,21 @@ class Mappings:
         wanted = set(files)
         self._maps = {file: known for file, known in self._maps.items() if file in wanted}
 
-    def keep_recent(self, update: "Announced") -> None:
-        """Let go of what is neither of this version nor of the one before it."""
-        self._recent.setdefault(update.version, set()).update(update.files)
-        self._recent = {v: self._recent[v] for v in list(self._recent)[-2:]}
-        self.keep(file for files in self._recent.values() for file in files)
+    def trim(self) -> None:
+        """Let go of files that are removed: what is mapped of them takes memory still."""
+        self._maps = {file: known for file, known in self._maps.items() if _is(file, known[0])}
+
+
+def _identity(file: str) -> tuple[int, int]:
+    status = Path(file).stat()
+    return status.st_ino, status.st_size
+
+
+def _is(file: str, identity: tuple[int, int]) -> bool:
+    try:
+        return _identity(file) == identity
+    except OSError:
+        return False
 
 
 def contents(data: torch.Tensor) -> Contents:
@@ -187,29 +196,37 @@ def contents(data: torch.Tensor) -> Contents:
     )
 
 
-def read_update(update: Announced, mappings: Mappings) -> dict[str, torch.Tensor]:
+def read_update(
+    update: Announced, mappings: Mappings, *, again: bool = False
+) -> dict[str, torch.Tensor]:
     """The update's tensors, mapped from its files, in their order; their bytes are not looked at.
+
+    `again`: from what is mapped already (`Mappings.read`).
 
     Raises Refused, naming the file, unless versions, names and digests are those announced.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for found in read_files(update, mappings):
+    for found in read_files(update, mappings, again=again):
         tensors |= found.tensors
     return tensors
 
 
-def verify(update: Announced, mappings: Mappings) -> None:
-    """Raise Refused, naming file and tensor, unless every byte is the one announced."""
-    for file, found in zip(update.files, read_files(update, mappings), strict=True):
+def verify(update: Announced, mappings: Mappings, *, again: bool = False) -> None:
+    """Raise Refused, naming file and tensor, unless every byte is the one announced.
+
+    `again`: from what is mapped already (`Mappings.read`).
+    """
+    files = read_files(update, mappings, again=again)
+    for file, found in zip(update.files, files, strict=True):
         check_contents(file, found.tensors, found.digests)
 
 
-def read_files(update: Announced, mappings: Mappings) -> list[Contents]:
+def read_files(update: Announced, mappings: Mappings, *, again: bool = False) -> list[Contents]:
     """What the update's files say they hold. Raises Refused unless that is what was announced."""
     files: list[Contents] = []
     digests: dict[str, str] = {}
     for file in update.files:
-        found = mappings.read(file)
+        found = mappings.read(file, again=again)
         if found.version != str(update.version):
             raise Refused(f"{file} holds version {found.version}, not {update.version}")
         if found.tensors.keys() != found.digests.keys():

@@ -66,8 +66,8 @@ class Arrivals:
     def _verify(self, update: Update) -> Announced:
         if update.changes is None:
             here = announced(update)
+            self._mappings.trim()
             verify(here, self._mappings)
-            self._mappings.keep_recent(here)
             return here
         if self.held is None:
             self.held = HeldCopy()

@@ -104,9 +104,10 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
             self._layers = LayersReload(self.model, self.model_config, self._shapes)
         if self._layers is None:
             raise RuntimeError("the first layer has not come")
+        self._mappings.trim()
         self._layers.load(read_update(update, self._mappings))
-        read_update(update, self._mappings)  # has the sender written them again meanwhile?
-        self._mappings.keep_recent(update)
+        self._check_not_written(update)
+        self._mappings.trim()
         if last:
             self._layers.end()
             self._layers = None
@@ -116,7 +117,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
         check_complete(tensors, self._shapes)
         try:
             self._load(tensors)
-            read_update(update, self._mappings)  # has the sender written them again meanwhile?
+            self._check_not_written(update)
         except BaseException as error:
             self._go_back(error)
             raise Refused(
@@ -127,6 +128,13 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
         self._mappings.keep([*update.files, *held])
         self._current = update
 
+    def _check_not_written(self, update: Announced) -> None:
+        """Raise Refused if its files were written again while they were loaded.
+
+        They may be removed by now, with whoever made them: what is mapped of them stays.
+        """
+        read_update(update, self._mappings, again=True)
+
     def finish_weight_update(self) -> None:
         """Nothing: `receive_weights` has finished the update."""
 
@@ -136,13 +144,15 @@ class WeightReceiver(WeightTransferEngine[ReceiverInit, ReceiverUpdate]):
             self._mappings.keep(())
 
     def _go_back(self, error: BaseException) -> None:
-        """Load what was served before, whose files lie there until the next version is whole."""
+        """Load what was served before, whose files are mapped, and not written again until the
+        next version is whole.
+        """
         try:
             if self._current is None:
                 tensors = checkpoint_tensors(self._checkpoint)
             else:
-                verify(self._current, self._mappings)
-                tensors = read_update(self._current, self._mappings)
+                verify(self._current, self._mappings, again=True)
+                tensors = read_update(self._current, self._mappings, again=True)
             self._load(tensors)
         except Exception as second:
             raise RuntimeError(

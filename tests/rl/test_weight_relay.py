@@ -1,12 +1,14 @@
 """Weights between processes over gloo: exact, and never a hang, whoever dies."""
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import pytest
 import torch
 
 from model.send_weights import WeightSender
-from rl.weight_link import CPU, LIMIT_S, GroupOver, Meeting
+from rl.weight_link import CPU, IN_FLIGHT, LIMIT_S, PIECE, GroupOver, Link, Meeting, listen
 from rl.weight_relay import WeightRelay
 from rollout.errors import WeightUpdateError
 from rollout.receive_segments import Announced, Mappings, read_update, update_digest
+from rollout.receive_update import Arrivals
 
 SLOW_S = 120.0  # a busy machine
 
@@ -67,7 +70,7 @@ def hosts() -> Iterator[dict[bool, list[Host]]]:
     context = multiprocessing.get_context("forkserver")
     found: dict[bool, list[Host]] = {True: [], False: []}
     talks = []
-    for delta in (True, True, False, False, False, False, False):
+    for delta in (True, True, False, False, False, False, False, False):
         here, there = context.Pipe()
         talks.append((delta, there))
         found[delta].append(Host(here))
@@ -99,10 +102,16 @@ def one(hosts: dict[bool, list[Host]]) -> Host:
     return hosts[False].pop()
 
 
-def meet(relay: WeightRelay, size: int, limit_s: float = SLOW_S) -> Meeting:
+def meet(relay: WeightRelay, size: int, limit_s: float = SLOW_S, piece: int = PIECE) -> Meeting:
     address, port = relay.listen()
     return Meeting(
-        address=address, port=port, size=size, device=CPU, meet_s=SLOW_S, limit_s=limit_s
+        address=address,
+        port=port,
+        size=size,
+        device=CPU,
+        piece=piece,
+        meet_s=SLOW_S,
+        limit_s=limit_s,
     )
 
 
@@ -118,7 +127,7 @@ def test_updates_come_whole_and_then_as_changes(two: list[Host], tmp_path: Path)
     sender = WeightSender(bucket_bytes=3000, root=tmp_path, delta=True)
     weights = {"a": torch.randn(1000).bfloat16(), "b": torch.arange(5.0), "c": torch.ones(700)}
     relay = WeightRelay("127.0.0.1", True)
-    meeting = meet(relay, 2)
+    meeting = meet(relay, 2, piece=1000)
     before: list[str] = []
     for version in (1, 2, 3):
         weights["a"][version] += 1
@@ -138,6 +147,86 @@ def test_updates_come_whole_and_then_as_changes(two: list[Host], tmp_path: Path)
     assert relay.send(meeting, sender.publish(weights.items(), 4))
     assert all(set(tensors_in(host.answer(), 4)) == set(weights) for host in two)
     sender.close()
+
+
+class Pages:
+    """What files take in memory, those that have no name any more, too."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def held(self, files: Sequence[str]) -> int:
+        """Bytes of these and of all that were told of before."""
+        for file in files:
+            if file not in self._open:
+                self._open[file] = os.open(file, os.O_RDONLY)
+        return sum(os.fstat(handle).st_blocks * 512 for handle in self._open.values())
+
+    def close(self) -> int:
+        """How many files there were."""
+        for handle in self._open.values():
+            os.close(handle)
+        return len(self._open)
+
+
+def test_a_host_holds_two_layers_of_what_comes_layer_by_layer(one: Host, tmp_path: Path) -> None:
+    sender = WeightSender(bucket_bytes=1 << 18, root=tmp_path, by_layer=True)
+    sizes = [1, 9, 9, 9, 9, 2, 7, 3, 12, 1]  # of layers, in files
+    relay, arrivals, pages = WeightRelay("127.0.0.1", False), Arrivals(), Pages()
+    meeting = meet(relay, 2)
+    here = arrivals.verified
+    told, found, loading = 0, [], None
+    for version in (1, 2):
+        weights = [
+            (f"model.layers.{layer}.{n}", torch.full((1 << 16,), float(version)))
+            for layer, files in enumerate(sizes)
+            for n in range(files)
+        ]
+        update = sender.publish(weights, version)
+        for number in update.layers:
+            # As this one comes the engines take the one before.
+            layer = update.layer(number)
+            one.begin("receive", "learner", meeting, 1)
+            relay.send(meeting, layer)
+            files = one.answer()
+            told += len(files)
+            found.append(pages.held(files))
+            if loading is not None:
+                asyncio.run(here(loading))
+            loading = replace(layer, files=files)
+            mapped = Path("/proc/self/maps").read_text()
+            assert f"temper-{one.pid}-" in mapped or len(found) == 1
+            assert not [
+                m for m in mapped.splitlines() if m.endswith("(deleted)") and "temper-" in m
+            ]
+    each = -(-Path(files[0]).stat().st_size // 4096) * 4096
+    numbers = sizes * 2
+    assert found == [each * (a + b) for a, b in zip([0, *numbers], numbers, strict=False)]
+    # Of a turn's last file of the same size the pages are used again.
+    grown = [max(0, b - a) for a, b in zip([0, 0, *numbers], numbers, strict=False)]
+    assert pages.close() == sum(grown) < told
+    arrivals.close()
+    sender.close()
+
+
+def test_pieces_go_by_way_of_buffers_as_they_do_between_devices() -> None:
+    store = listen("127.0.0.1")
+    meeting = Meeting(address="127.0.0.1", port=store.port, size=2, device=CPU, piece=1000)
+    data = torch.randint(0, 256, (5700,), dtype=torch.uint8)
+
+    def member(rank: int) -> torch.Tensor:
+        link = Link(meeting, rank, "127.0.0.1", None if rank else store)
+        link._buffers.extend(torch.empty(1000, dtype=torch.uint8) for _ in range(IN_FLIGHT))
+        mine = torch.zeros_like(data) if rank else data.clone()
+        for _ in range(3):
+            link.broadcast(mine)
+        link.gather(rank)  # all have arrived
+        link.close()
+        assert not link._buffers
+        return mine
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(torch.equal(each, data) for each in threads.map(member, (0, 1)))
 
 
 def test_a_killed_receiver_holds_up_nobody(three: list[Host], tmp_path: Path) -> None:
@@ -196,7 +285,6 @@ def test_wrong_bytes_are_refused_where_they_arrive(one: Host, tmp_path: Path) ->
 
 def test_nobody_to_meet_is_an_error() -> None:
     relay = WeightRelay("127.0.0.1", False)
-    address, port = relay.listen()
-    meeting = Meeting(address=address, port=port, size=2, device=CPU, meet_s=0.5, limit_s=LIMIT_S)
+    meeting = replace(meet(relay, 2, limit_s=LIMIT_S), meet_s=0.5)
     with pytest.raises(WeightUpdateError, match="not all 2 members met at 127"):
         relay.receive("learner", meeting, 1)

@@ -16,7 +16,16 @@ from rl.part import Part
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.supervision import Restarts
 from rl.weight_layers import Layer, by_layer
-from rl.weight_link import CPU, CUDA, GroupOver, Meeting
+from rl.weight_link import (
+    CPU,
+    CUDA,
+    DEVICE_BYTES,
+    IN_FLIGHT,
+    PIECE,
+    GroupOver,
+    Meeting,
+    piece_bytes,
+)
 from rl.weight_transport import SPARE_CALLS, WeightTransport
 from rollout.errors import EngineError, WeightUpdateError
 
@@ -87,6 +96,7 @@ class Relay:
         """The version, once all members are there; an error for all if one of them dies."""
         room = self.network.rooms.setdefault(meeting.port, Room())
         room.broken |= self.full or meeting.device == CUDA
+        self.network.pieces.append(meeting.piece)
         if self.full:
             raise WeightUpdateError("no space left")
         room.members += 1
@@ -134,6 +144,7 @@ class Network:
     def __init__(self, *sources: str, kind: Transport = Transport.auto, most: int = 3) -> None:
         self.rooms: dict[int, Room] = {}
         self.groups: list[tuple[int, int]] = []  # port and size of every transfer
+        self.pieces: list[int] = []  # of every member's
         self.ports = 0
         self.device, self.transfer_s = CPU, 0.002
         self.gone: set[str] = set()
@@ -204,6 +215,18 @@ def test_engines_map_what_lies_on_their_host_and_get_the_rest_from_relays(
         assert update.digests == {"tensor 0": "d", "tensor 1": "d"}
 
     simulate(main())
+
+
+def test_all_groups_of_a_relay_share_the_room_on_its_device(simulate: Simulate) -> None:
+    async def main() -> None:
+        network = Network(*[f"host {n}" for n in range(32)], "host 0")
+        await _files(await network.begin(1, [Engine("host 0")]), [Engine("host 0")])
+        assert network.pieces == [DEVICE_BYTES // (32 * IN_FLIGHT)] * 31 * 2
+
+    simulate(main())
+    assert piece_bytes(1) == piece_bytes(2) == PIECE
+    for groups in range(1, 1000):
+        assert groups * IN_FLIGHT * piece_bytes(groups) <= DEVICE_BYTES
 
 
 def test_on_one_host_nothing_is_sent_unless_it_is_asked_for(simulate: Simulate) -> None:

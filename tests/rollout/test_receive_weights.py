@@ -263,6 +263,53 @@ def test_layers_that_come_one_by_one_equal_a_fresh_start(
     sender.close()
 
 
+def test_files_that_go_while_they_are_loaded_are_loaded_to_the_end(
+    engine, fresh, dtype, checkpoints, sequences, tmp_path, runner
+):
+    """As they do with a relay that is lost: what is mapped stays."""
+
+    def lose_files(worker: Any) -> None:
+        receiver = receiver_of(worker)
+        check = receiver._check_not_written
+
+        def gone(update: Announced) -> None:
+            for file in update.files:
+                Path(file).unlink()
+            check(update)
+
+        receiver._check_not_written = gone
+
+    def find_files(worker: Any) -> int:
+        del receiver_of(worker)._check_not_written
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return sum(str(tmp_path) in line for line in maps)
+
+    number = next(NUMBERS) * 10
+    runner.run(engine._llm.collective_rpc(lose_files))
+    layers = WeightSender(bucket_bytes=1 << 22, root=tmp_path, by_layer=True)
+    update = publish(layers, checkpoints[1], dtype, number)
+    *_, last = update.layers
+    for each, layer in update.layers.items():
+        runner.run(
+            engine.load_layer(replace(layer, by_rank=[]), first=each == 0, last=each == last)
+        )
+    assert largest(runner.run(engine.score_tokens(sequences)), fresh.scores) < 1e-5
+    assert runner.run(engine._llm.collective_rpc(find_files)) == [0]
+    # Whole, the version before is gone back to when its files are gone.
+    runner.run(engine._llm.collective_rpc(lose_files))
+    whole = WeightSender(root=tmp_path)
+    runner.run(engine.receive(publish(whole, checkpoints[1], dtype, number + 1)))
+    runner.run(engine._llm.collective_rpc(fail_once))
+    with pytest.raises(WeightUpdateError, match=rf"version {number + 2} could not be loaded .Mem"):
+        runner.run(engine.receive(publish(whole, checkpoints[0], dtype, number + 2)))
+    assert largest(runner.run(engine.score_tokens(sequences)), fresh.scores) < 1e-5
+    assert engine.version == number + 1
+    assert runner.run(engine._llm.collective_rpc(find_files)) != [0]
+    runner.run(engine.receive(publish(WeightSender(root=tmp_path), checkpoints[0], dtype, number)))
+    layers.close()
+    whole.close()
+
+
 def test_a_planned_loading_leaves_what_vllms_own_reload_leaves(
     engine, dtype, checkpoints, sequences, sender, runner
 ):
@@ -534,6 +581,18 @@ def test_truncated_and_missing_files_are_refused_by_name(checkpoints, sender, ke
     file.unlink()
     with pytest.raises(Refused, match=r"00002\.safetensors cannot be read"):
         verify(announced(update), mappings)
+
+
+def test_what_is_mapped_outlives_its_file_until_it_is_let_go(checkpoints, sender):
+    update, mappings = publish(sender, checkpoints[0], Dtype.bfloat16, 1), Mappings()
+    verify(announced(update), mappings)
+    sender.close()
+    with pytest.raises(Refused, match="cannot be read"):
+        read_update(announced(update), mappings)
+    verify(announced(update), mappings, again=True)
+    mappings.trim()
+    with pytest.raises(Refused, match="cannot be read"):
+        read_update(announced(update), mappings, again=True)
 
 
 def test_a_file_that_is_written_again_is_not_taken_for_what_it_was(checkpoints, sender):
