@@ -42,7 +42,7 @@ class Hardware:
     """Between a device and its host's memory."""
     disk_bandwidth: float
     hash_bandwidth: float
-    """Of one thread of the host that checks digests (xxh3) of files that stay mapped."""
+    """Of an engine's owner that checks digests (xxh3) of files that stay mapped."""
     collective_latency: float
     """Seconds of a collective that moves nothing."""
     train_efficiency: float

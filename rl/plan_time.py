@@ -68,7 +68,7 @@ class Times:
     offload: float
     rollout: float
     publish: float
-    verify: float  # digests of what was published, by one thread for every engine
+    verify: float  # digests of what was published, by the owner of every engine
     turns: float  # the learner's state to the host and back, where engines share its device
     overlapped: bool  # rollout runs beside training
 

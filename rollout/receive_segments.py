@@ -12,7 +12,9 @@ import re
 import secrets
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +24,7 @@ import xxhash
 
 FOLDER = re.compile(r"temper-(?P<pid>\d+)-[0-9a-f]{16}")  # the sender's, too
 REFUSED = "weight update refused:"  # errors cross the process border as text
+VERIFY_THREADS = max(1, min(8, (os.cpu_count() or 1) // 4))  # a file each; others compute, too
 BLOCK = 1 << 24  # bytes hashed at a time; the interpreter is free meanwhile
 DTYPES = {
     "F64": torch.float64,
@@ -216,9 +219,13 @@ def verify(update: Announced, mappings: Mappings, *, again: bool = False) -> Non
 
     `again`: from what is mapped already (`Mappings.read`).
     """
-    files = read_files(update, mappings, again=again)
-    for file, found in zip(update.files, files, strict=True):
-        check_contents(file, found.tensors, found.digests)
+    found = read_files(update, mappings, again=again)
+
+    def check(file: str, contents: Contents) -> None:
+        check_contents(file, contents.tensors, contents.digests)
+
+    with ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="verify") as threads:
+        deque(threads.map(check, update.files, found), maxlen=0)
 
 
 def read_files(update: Announced, mappings: Mappings, *, again: bool = False) -> list[Contents]:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -581,6 +582,27 @@ def test_truncated_and_missing_files_are_refused_by_name(checkpoints, sender, ke
     file.unlink()
     with pytest.raises(Refused, match=r"00002\.safetensors cannot be read"):
         verify(announced(update), mappings)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_changed_byte_of_any_file_is_found_by_any_number_of_threads(
+    checkpoints, sender, monkeypatch, threads
+):
+    monkeypatch.setattr("rollout.receive_segments.VERIFY_THREADS", threads)
+    update, mappings = publish(sender, checkpoints[0], Dtype.bfloat16, 1), Mappings()
+    verify(announced(update), mappings)
+    for file in (update.files[0], update.files[2], update.files[-1]):
+        with open(file, "r+b") as content:
+            content.seek(-1, os.SEEK_END)
+            (was,) = content.read(1)
+            content.seek(-1, os.SEEK_END)
+            content.write(bytes([was ^ 1]))
+            content.flush()
+            with pytest.raises(Refused, match=rf"{file}: .* does not match its digest"):
+                verify(announced(update), mappings)
+            content.seek(-1, os.SEEK_END)
+            content.write(bytes([was]))
+    verify(announced(update), mappings)
 
 
 def test_what_is_mapped_outlives_its_file_until_it_is_let_go(checkpoints, sender):
