@@ -9,19 +9,18 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 
-import wandb
-
 from rewards.comparison import CriticReport
 from rl.batch import Batch
 from rl.config import WandbMode
 from rl.errors import writing
+from rl.wandb_copy import WandbCopy
 from rollout.episode import Episode, Group, StopReason
 
 RESTARTS = "faults/restarts"  # since the line before
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and wandb; where wandb fails, to `metrics.jsonl` alone."""
+    """Appends to `metrics.jsonl`, and has wandb copy it."""
 
     def __init__(
         self,
@@ -40,18 +39,9 @@ class MetricsLog:
         self._path = run_dir / "metrics.jsonl"
         self._unwritten = ""  # since the disk refused
         self.restarts = 0.0  # that the lines count
-        self._say = say
-        self._wandb: wandb.Run | None = None
         with writing(self._path):
             self._keep_until(resume_step)
-        with self._copying():
-            self._wandb = wandb.init(
-                project="temper",
-                name=name,
-                dir=run_dir,
-                mode=mode.value,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+        self._wandb = WandbCopy(run_dir, name=name, mode=mode, say=say)
 
     def _keep_until(self, step: int) -> None:
         """Cut the file after the lines until `step`: no kill halves that, and it needs no space."""
@@ -80,31 +70,11 @@ class MetricsLog:
                 os.truncate(self._path, whole)  # no half lines
             raise
         self._unwritten = ""
-        if self._wandb is not None:
-            with self._copying():
-                self._wandb.log(dict(metrics), step=step)
+        self._wandb.log(step, metrics)
 
     def close(self) -> None:
-        """Finish wandb's files, and its process: a run that is started again starts another."""
-        if self._wandb is not None:
-            with self._copying():
-                self._wandb.finish()
-                wandb.teardown()
-
-    @contextlib.contextmanager
-    def _copying(self) -> Iterator[None]:
-        """Go on without wandb from where it fails: it has processes of its own, which may die."""
-        try:
-            yield
-        except Exception as error:  # wandb has many, and the sockets' beside them
-            self._wandb = None
-            if isinstance(error, ConnectionError):  # wandb would use the dead process again
-                with contextlib.suppress(Exception):
-                    wandb.teardown()
-            self._say(
-                f"WARNING: wandb failed and gets no more of this run: {error!r}. "
-                f"Only its copy is lost: {self._path} has every step"
-            )
+        """Let wandb finish its copy, within a time."""
+        self._wandb.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -145,9 +145,13 @@ def _steps(path: Path) -> list[float]:
     return [row["step"] for row in read_metrics(path)]
 
 
-def _kill_wandb() -> None:
+def _wandb() -> list[psutil.Process]:
     """Its process that takes the metrics, and the one that looks at the machine."""
-    ended = [each for each in psutil.Process().children(recursive=True) if "wandb" in each.name()]
+    return [each for each in psutil.Process().children(recursive=True) if "wandb" in each.name()]
+
+
+def _kill_wandb() -> None:
+    ended = _wandb()
     assert ended
     for each in ended:
         each.kill()
@@ -170,8 +174,21 @@ def test_a_run_goes_on_without_a_wandb_that_was_killed(tmp_path: Path, then_lost
     assert _steps(run.folder.metrics) == [1, 2, 3, 4]
     assert len(list(run.folder.samples.iterdir())) == STEPS
     (said,) = [line for line in run.output.getvalue().splitlines() if "WARNING" in line]
-    assert "wandb failed" in said and f"{run.folder.metrics} has every step" in said
+    assert "wandb failed" in said and "metrics.jsonl has every step" in said
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1 + then_lost
+
+
+def test_a_run_does_not_wait_for_a_wandb_that_hangs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.wandb_copy.FINISH_S", 3.0)
+    run = Run(tmp_path, wandb=WandbMode.offline)
+    assert run.go(at={2: lambda: [each.suspend() for each in _wandb()] and None}) == "summary"
+    assert _steps(run.folder.metrics) == [1, 2, 3, 4]
+    assert "wandb did not finish within 3 s" in run.output.getvalue()
+    assert not _wandb()
+    again = Run(tmp_path / "again", wandb=WandbMode.offline)
+    assert again.go() == "summary" and "WARNING" not in again.output.getvalue()
 
 
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
