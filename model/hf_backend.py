@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 
 from kernels.attention import causal_attention
 from kernels.experts import routed_experts
@@ -89,22 +90,22 @@ def _in_compute_dtype(x: Tensor) -> Tensor:
 
 
 class _FullPrecision(nn.Module):
-    """Mixed into a module: fp32 whatever the activations are."""
+    """Mixed into a module: fp32 whatever the activations and its weights are."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own forward pass on widened inputs."""
-        # A router whose own weights are narrow cannot take wider activations.
-        narrow = any(parameter.dtype in NARROW for parameter in self.parameters())
-
-        def widen(x: Any) -> Any:
-            wide = isinstance(x, Tensor) and x.dtype in NARROW and not narrow
-            return x.to(torch.float32) if wide else x
-
+        """The module's own forward pass on widened inputs, by widened weights."""
+        weights = {name: widened(weight) for name, weight in self.named_parameters()}
         device = "cpu" if args[0].is_meta else args[0].device.type
-        with torch.autocast(device, enabled=False):
+        # Not by `functional_call`: the module's hooks have run, and gathered what it replaces.
+        with torch.autocast(device, enabled=False), _reparametrize_module(self, weights):
             return super().forward(
-                *map(widen, args), **{name: widen(x) for name, x in kwargs.items()}
+                *map(widened, args), **{name: widened(x) for name, x in kwargs.items()}
             )
+
+
+def widened(x: Any) -> Any:
+    """A narrow tensor in fp32; anything else as it is."""
+    return x.to(torch.float32) if isinstance(x, Tensor) and x.dtype in NARROW else x
 
 
 class _NarrowResult(nn.Module):

@@ -9,7 +9,7 @@ Departure from K2's listing: the momentum is Nesterov's, as in Moonlight's code.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,16 +33,19 @@ def parameter_groups(
     shapes: Mapping[str, Sequence[int]] | None = None,
     *,
     muon: bool = True,
+    embeddings: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Who is updated by Muon and who by AdamW; routed experts apart, since they are sharded apart.
 
     `names` are the parameters' own, in the order of `params`. `shapes`: of whole parameters, where
-    an engine has already cut them. `muon`: False to leave all of them to AdamW.
+    an engine has already cut them. `muon`: False to leave all of them to AdamW. `embeddings`:
+    names of those that are not called embed_tokens.
     """
     kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         shape = parameter.shape if shapes is None else shapes[name]
-        key = (muon and is_matrix(name, shape), ".experts." in name)
+        orthogonal = muon and name not in embeddings and is_matrix(name, shape)
+        key = (orthogonal, ".experts." in name)
         kinds.setdefault(key, []).append((name, parameter))
     return [
         {

@@ -51,5 +51,10 @@ class Network(nn.Module):
         cannot be scaled by their weights yields nothing.
         """
 
+    def embeddings(self) -> set[str]:
+        """Names of the weights of embeddings, which are tables, no matrices."""
+        modules = self.named_modules()
+        return {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
+
     def derive_(self, module: nn.Module) -> None:
         """Give a module of the network, fresh in memory, what follows from the config alone."""

@@ -150,7 +150,9 @@ class Shard:
         if self._experts:
             self.policy.expert_marker = _ExpertMarker(next(iter(self._experts.values())).experts)
         named = [(name.removeprefix(ROOT), p) for name, p in self.policy.named_parameters()]
-        param_groups = parameter_groups(named, shapes, muon=optimizer.muon)
+        param_groups = parameter_groups(
+            named, shapes, muon=optimizer.muon, embeddings=network.embeddings()
+        )
         for group in param_groups if self._experts else ():
             # DeepSpeed's words for parameters that only some shards have in common.
             group["moe"], group["name"] = group["experts"], _group_name(parallel)
@@ -216,6 +218,8 @@ class Shard:
         self._engine.step()  # lets go of the gradients; passes over what is not finite by itself
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         finite = finite and math.isfinite(grad_norm)
+        if not finite and self.parallel.zero_stage == 2:
+            self._forget_gradients()
         squares, elements, matrices, stepped = self.total(
             [
                 self.optimizer.update_squares(),
@@ -234,6 +238,12 @@ class Shard:
             grad_norm=grad_norm if finite else 0.0,
             skipped=not finite,
         )
+
+    def _forget_gradients(self) -> None:
+        """With offload and bf16 weights the engine keeps what it passed over, and adds to it."""
+        zero = self._engine.optimizer
+        for gradients in (zero.averaged_gradients, zero.all_grad_tensors):
+            gradients.update(dict.fromkeys(gradients))
 
     def _count(self, finite: bool) -> None:
         """Stop a run that has nothing left to learn from."""

@@ -75,8 +75,7 @@ class Learner:
             bucket_bytes=spec.bucket_bytes, delta=spec.delta, by_layer=spec.by_layer
         )
         self._snapshot = Snapshot()
-        self._iterations = 0
-        self._version = 0  # last published
+        self._version = 0  # last published; of RL, the iterations so far
 
     @property
     def note(self) -> str | None:
@@ -110,7 +109,8 @@ class Learner:
         """One RL iteration: an optimiser step on each minibatch, with its PTX batch mixed in.
 
         The weights that it starts with are those last published: a token's lag is the number of
-        versions from the weights that sampled it to them.
+        versions from the weights that sampled it to them. The learning rate is that of their
+        version: an iteration that had nothing to train on counts in the schedule, too.
 
         Args:
             minibatches: disjoint shares of the iteration's groups.
@@ -130,7 +130,7 @@ class Learner:
         rate = learning_rate_at(
             self._spec.schedule,
             self._spec.optimizer.learning_rate,
-            self._iterations,
+            self._version,
             self._spec.iterations,
         )
         objective = PolicyLoss(config, self._version, self._shard.device)
@@ -145,7 +145,6 @@ class Learner:
                 skipped += 1
             else:
                 steps.append(policy_metrics(totals) | _metrics(report))
-        self._iterations += 1
         result = (
             {name: sum(m[name] for m in steps) / len(steps) for name in steps[0]} if steps else {}
         )
@@ -209,7 +208,7 @@ class Learner:
         narrow = self._spec.parallel.weights is Precision.bfloat16
         dtype = torch.bfloat16 if narrow else torch.float32
         model, rank = folder / "model", self._shard.rank
-        counters = {"iterations": self._iterations, "narrow": int(narrow)}
+        counters = {"narrow": int(narrow)}
         weights: list[tuple[str, Tensor]] = []
         files: list[StateFile] = []
 
@@ -253,7 +252,6 @@ class Learner:
                 f"{folder} was saved with parallel.weights="
                 f"{'bfloat16' if counters['narrow'] else 'float32'}: resume with the same"
             )
-        self._iterations = counters["iterations"]
 
     def offload(self) -> None:
         """Leave the device to the engines, until `reload` (`Shard.offload`)."""

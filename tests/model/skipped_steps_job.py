@@ -19,6 +19,11 @@ CUTS: dict[str, dict[str, Any]] = {
     "1-experts": {"zero_stage": 1, "expert_parallel": 2},
     "2-bf16": {"zero_stage": 2, "weights": Precision.bfloat16},
     "2-offload": {"zero_stage": 2, "offload": Offload.cpu},
+    "2-bf16-offload": {
+        "zero_stage": 2,
+        "weights": Precision.bfloat16,
+        "offload": Offload.cpu,
+    },
     "3-experts": {"zero_stage": 3, "expert_parallel": 2},
 }
 CONFIG = K2Config(

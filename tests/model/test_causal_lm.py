@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from model.causal_lm import CausalLM
 from model.formats import CheckpointError, released_tensors
+from model.muonclip import parameter_groups
 
 SIZES: dict[str, Any] = {
     "vocab_size": 48,
@@ -200,17 +201,28 @@ def test_bfloat16_is_as_close_as_transformers_own(
     assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {torch.float32}
 
 
-def test_router_and_angles_stay_in_fp32(make_folder: Callable[..., Path], ids: Tensor) -> None:
-    network = CausalLM.from_folder(make_folder("qwen3_moe"), compute_dtype=torch.bfloat16)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_router_and_angles_stay_in_fp32(
+    make_folder: Callable[..., Path], ids: Tensor, weights: torch.dtype
+) -> None:
+    folder = make_folder("qwen3_moe")
+    network = CausalLM.from_folder(folder, dtype=weights, compute_dtype=torch.bfloat16)
     seen: dict[str, Any] = {}
     norm, experts = "model.layers.1.post_attention_layernorm", "model.layers.1.mlp.experts"
     for name in ("model.layers.1.mlp.gate", "model.rotary_emb", norm, experts):
         network.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, result, name=name: seen.update({name: result})
         )
-    network(ids, LENGTHS)
-    logits, weights, _ = seen["model.layers.1.mlp.gate"]
-    assert logits.dtype == weights.dtype == torch.float32
+    handed = list[Tensor]()
+    gate = network.get_submodule("model.layers.1.mlp.gate")
+    gate.register_forward_pre_hook(lambda _module, inputs: handed.append(inputs[0]))
+    network(ids, LENGTHS).hidden.float().sum().backward()
+    logits, scores, _ = seen["model.layers.1.mlp.gate"]
+    assert logits.dtype == scores.dtype == torch.float32
+    exact = handed[0].double().flatten(0, -2) @ gate.weight.double().T
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-6)
+    assert gate.weight.dtype == gate.weight.grad.dtype == weights
+    assert gate.weight.grad.any()
     assert {x.dtype for x in seen["model.rotary_emb"]} == {torch.float32}
     assert seen[norm].dtype == seen[experts].dtype == torch.bfloat16
 
@@ -373,6 +385,19 @@ def test_other_architectures_have_our_attention(tmp_path: Path, model_type: str)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     network = CausalLM.from_config(tmp_path)
     assert network(torch.arange(20), LENGTHS).max_logits.shape == (3, 4)
+
+
+def test_muon_leaves_embeddings_alone_whatever_they_are_called(tmp_path: Path) -> None:
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}
+    none = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(gpt2 | none | {"vocab_size": 48}))
+    network = CausalLM.from_config(tmp_path)
+    named = dict(network.named_parameters())
+    groups = parameter_groups(named.items(), embeddings=network.embeddings())
+    (by_muon,) = (set(group["names"]) for group in groups if group["muon"])
+    tables = {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert network.embeddings() == tables
+    assert by_muon == {n for n, p in named.items() if p.dim() > 1} - tables - {"lm_head.weight"}
 
 
 def test_bad_batches(make_folder: Callable[..., Path], ids: Tensor) -> None:

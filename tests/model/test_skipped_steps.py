@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 JOB = Path(__file__).with_name("skipped_steps_job.py")
-CUTS = ("1", "1-experts", "2-bf16", "2-offload", "3-experts")
+CUTS = ("1", "1-experts", "2-bf16", "2-offload", "2-bf16-offload", "3-experts")
 
 
 @pytest.fixture(scope="module")

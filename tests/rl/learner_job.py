@@ -151,7 +151,7 @@ def main() -> None:
     spec = LearnerSpec(
         checkpoint=start,
         optimizer=MuonClipConfig(learning_rate=1e-4),
-        schedule=ScheduleConfig(),
+        schedule=ScheduleConfig(warmup_steps=4),
         parallel=ParallelConfig(
             shards=size, zero_stage=3, expert_parallel=size, timeout_seconds=60
         ),

@@ -73,6 +73,12 @@ def test_a_shard_without_sequences_goes_along(told: list[dict[str, Any]]) -> Non
     assert told[0]["probe"] == told[1]["probe"]
 
 
+def test_the_learning_rate_is_that_of_the_published_version(told: list[dict[str, Any]]) -> None:
+    """Iterations that had nothing to train on do not hold the schedule back: both are of 1."""
+    rates = [rank[kind]["optim/learning_rate"] for rank in told for kind in ("k2p5", "gspo")]
+    assert rates == pytest.approx([1e-4 * 2 / 4] * 4)
+
+
 def test_the_shards_publish_every_tensor_once(folder: Path, told: list[dict[str, Any]]) -> None:
     first, second = (set(part["tensors"]) for part in told)
     assert first and second and not first & second
