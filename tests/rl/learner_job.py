@@ -150,7 +150,7 @@ def main() -> None:
     shutil.copytree(folder / "tiny", start)
     spec = LearnerSpec(
         checkpoint=start,
-        optimizer=MuonClipConfig(learning_rate=1e-4),
+        optimizer=MuonClipConfig(learning_rate=2e-4),
         schedule=ScheduleConfig(warmup_steps=4),
         parallel=ParallelConfig(
             shards=size, zero_stage=3, expert_parallel=size, timeout_seconds=60

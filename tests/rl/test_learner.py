@@ -76,7 +76,7 @@ def test_a_shard_without_sequences_goes_along(told: list[dict[str, Any]]) -> Non
 def test_the_learning_rate_is_that_of_the_published_version(told: list[dict[str, Any]]) -> None:
     """Iterations that had nothing to train on do not hold the schedule back: both are of 1."""
     rates = [rank[kind]["optim/learning_rate"] for rank in told for kind in ("k2p5", "gspo")]
-    assert rates == pytest.approx([1e-4 * 2 / 4] * 4)
+    assert rates == pytest.approx([2e-4 * 2 / 4] * 4)
 
 
 def test_the_shards_publish_every_tensor_once(folder: Path, told: list[dict[str, Any]]) -> None:
