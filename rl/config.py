@@ -238,6 +238,13 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
+    @property
+    def probe_dtype(self) -> Dtype:
+        """The narrower of what engine and learner compute the probe in: the learner can only do it
+        in float32 with weights that it keeps so."""
+        wide = self.parallel.weights is Precision.float32
+        return self.engine.dtype if wide else Dtype.bfloat16
+
     def __post_init__(self) -> None:
         """Check what concerns more than one section."""
         _at_least(self, "", steps=1, seed=0)

@@ -65,7 +65,7 @@ async def _compare(training: Training, tell: Tell) -> None:
     await training.engines()
     tell(_fine("engine and learner", "both start"))
     config = training.config
-    fixed = default_tolerance(config.engine.dtype)
+    fixed = default_tolerance(config.probe_dtype)
     sampled = max(fixed, default_tolerance(config.policy.dtype))
     served = await training.policy.publish(0)
     tell(_agreement("fixed prompts, first weights", served, "probe/", fixed))

@@ -46,6 +46,12 @@ class Material:
 
         Raises BadInput if nothing of either does.
         """
+        objective = self._config.objective
+        if objective.ptx_weight and objective.ptx_sequences:
+            self._say(
+                "worked solutions of the tasks join every step (PTX) with weight "
+                f"{objective.ptx_weight:g}; objective.ptx_weight=0 for none"
+            )
         rollout, count = self._config.rollout, self._config.evaluation.tasks
         first = [self._tasks.at(position) for position in range(rollout.groups_per_step)]
         for what, tasks in (("training", first), ("held-out", self._first_held_out(count))):

@@ -8,7 +8,8 @@ from model.checkpoint_reader import empty_network
 from model.feed_forward import Experts
 from model.tiny import create_tiny
 from rl.config import TrainConfig
-from rl.errors import BadInput, writing
+from rl.errors import BadInput, bad_input, writing
+from rollout.routing import dense_layers
 from rollout.tasks import corpus
 
 TINY_CORPUS_TASKS = 2000  # texts that the tiny model's tokenizer is trained on
@@ -33,12 +34,16 @@ def starting_model(config: TrainConfig, folder: Path, then: str) -> Path:
 
 
 def check_network(config: TrainConfig, checkpoint: Path) -> None:
-    """Refuse what the learner's shards would refuse, before anything is started.
+    """Refuse what the learner's shards or the engines would refuse, before anything is started.
 
     Raises:
         CheckpointError: a network that cannot be trained.
-        BadInput: sequences longer than its context, or experts that cannot be spread.
+        BadInput: sequences longer than its context, experts that cannot be spread, or that the
+            learner cannot replay.
     """
+    if config.engine.routing_replay:
+        with bad_input():
+            dense_layers(checkpoint)
     network = empty_network(
         checkpoint,
         compute_dtype=getattr(torch, config.policy.dtype.value),

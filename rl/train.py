@@ -75,12 +75,25 @@ async def _reinforce(training: Training) -> Summary:
 def _keep_recipe(training: Training) -> None:
     """Say how the recipe of a run that goes on differs from the one so far, and keep it."""
     now, config = replace(training.config, resume=False), training.folder.config
-    for change in changes(from_run(training.folder.root, []), now):
+    before = from_run(training.folder.root, [])
+    if _absolute(now.policy.path) != _absolute(before.policy.path):
+        raise BadInput(
+            f"policy.path={now.policy.path}: this run goes on from its own checkpoint, and began "
+            f"with {before.policy.path}; leave it out, or train into another run_dir"
+        )
+    if training.state.step >= now.steps:
+        done = training.state.step
+        training.display.say(f"the run has {done} steps already: none is left of {now.steps}")
+    for change in changes(before, now):
         training.display.say(escape(f"resuming with another {change}"))
     beside = config.with_suffix(".partial")
     with writing(config):
         beside.write_text(to_yaml(now))
         beside.replace(config)
+
+
+def _absolute(path: str | None) -> Path | None:
+    return None if path is None else Path(path).absolute()
 
 
 async def _supervise(training: Training) -> Path:

@@ -199,7 +199,7 @@ class Training:
             self.rollouts,
             self.restarts,
             probe=self._probe,
-            tolerance=tolerance or default_tolerance(self.config.engine.dtype),
+            tolerance=tolerance or default_tolerance(self.config.probe_dtype),
         )
         self.policy = self.watch.policy(policy)
         return self.rollouts

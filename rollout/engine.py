@@ -25,6 +25,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from rewards.config import RepetitionConfig
 from rewards.repetition import STRIDE, RepetitionDetector, smallest
 from rollout.config import EngineConfig
+from rollout.core_log import CoreLog
 from rollout.early_stops import Timer, until_found
 from rollout.engine_weights import WeightedEngine
 from rollout.episode import Completion, StopReason, kept
@@ -58,6 +59,7 @@ class Engine(WeightedEngine):
     def __init__(
         self,
         llm: AsyncLLM,
+        log: CoreLog,
         version: int,
         repetition: RepetitionConfig | None = None,
         *,
@@ -65,7 +67,7 @@ class Engine(WeightedEngine):
         end_of_turn: int | None = None,
     ) -> None:
         """Wrap a started vLLM; use `start`."""
-        super().__init__(llm, version, recompute_kv=recompute_kv)
+        super().__init__(llm, log, version, recompute_kv=recompute_kv)
         self._repetition = repetition if repetition and repetition.stop else None
         self._stop_ids = stop_token_ids(llm.vllm_config, end_of_turn)
         self._max_len: int = llm.model_config.max_model_len
@@ -101,13 +103,16 @@ class Engine(WeightedEngine):
         deadline = time.monotonic() + config.start_timeout_s
         core_client.VLLM_ENGINE_READY_TIMEOUT_S = int(config.start_timeout_s)
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        with core_environment(config):
-            try:
+        log = CoreLog()
+        try:
+            with core_environment(config), log.written():
                 llm = AsyncLLM.from_vllm_config(vllm_config(config, checkpoint, sleeps))
-            except Exception as error:
-                raise EngineError(f"vLLM did not start on {checkpoint}: {error}") from error
+        except Exception as error:
+            why = f"{error}{log.reason()}"
+            raise EngineError(f"vLLM did not start on {checkpoint}: {why}") from error
         engine = cls(
             llm,
+            log,
             version,
             repetition,
             recompute_kv=config.recompute_kv,

@@ -8,6 +8,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rollout.busy_clock import BusyClock
+from rollout.core_log import CoreLog
 from rollout.errors import EngineError
 
 CORE_EXIT_S = 15.0  # then it is killed
@@ -16,9 +17,9 @@ CORE_EXIT_S = 15.0  # then it is killed
 class EngineProcess:
     """A started vLLM whose end is an EngineError for everyone who waits for it."""
 
-    def __init__(self, llm: AsyncLLM) -> None:
-        """Wrap it."""
-        self._llm = llm
+    def __init__(self, llm: AsyncLLM, log: CoreLog) -> None:
+        """Wrap it; `log` is what its core writes to."""
+        self._llm, self._log = llm, log
         self._failure: str | None = None
         self._clock = BusyClock()
 
@@ -40,6 +41,8 @@ class EngineProcess:
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # else it reports the end of the core as a crash
         self._llm.output_processor.propagate_error(EngineDeadError())
+        if not self._llm.errored:
+            self._log.remove()
         await asyncio.to_thread(self._llm.shutdown, CORE_EXIT_S)
 
     def _check_alive(self) -> None:
@@ -52,5 +55,6 @@ class EngineProcess:
             yield
         except (EngineDeadError, EngineGenerateError) as error:
             if self._llm.errored:
-                self._failure = self._failure or "the engine's core process died"
+                died = f"the engine's core process died{self._log.reason()}"
+                self._failure = self._failure or died
             raise EngineError(self._failure or f"the engine failed: {error.__cause__}") from error

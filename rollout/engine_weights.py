@@ -10,6 +10,7 @@ from typing import Any
 from vllm.distributed.weight_transfer import base as transfer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from rollout.core_log import CoreLog
 from rollout.engine_process import EngineProcess
 from rollout.errors import EngineError, WeightUpdateError
 from rollout.receive_segments import REFUSED, Announced, PlacedUpdate
@@ -19,9 +20,9 @@ from rollout.receive_update import Arrivals, reason_of, subject, time_limit
 class WeightedEngine(EngineProcess):
     """An engine whose weights change while it serves."""
 
-    def __init__(self, llm: AsyncLLM, version: int, *, recompute_kv: bool) -> None:
+    def __init__(self, llm: AsyncLLM, log: CoreLog, version: int, *, recompute_kv: bool) -> None:
         """Serve `version`; `recompute_kv` as in `EngineConfig`."""
-        super().__init__(llm)
+        super().__init__(llm, log)
         self._recompute_kv = recompute_kv
         self.version = version  # of the weights that the next token is sampled with
         self._update_lock = asyncio.Lock()

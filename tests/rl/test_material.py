@@ -49,6 +49,7 @@ def _config(
             f"tasks.token_budgets.math={BUDGET}",
             f"engine.max_model_len={LONGEST}",
             "evaluation.tasks=20",
+            "objective.ptx_weight=0",
             *overrides,
         ],
     )
@@ -133,6 +134,8 @@ def test_a_step_whose_tasks_have_no_solution_that_fits_has_no_ptx_and_says_so_on
     overrides = ["objective.ptx_sequences=4", "objective.ptx_weight=0.1", "objective.minibatches=2"]
     material = _material(_config(tmp_path, [False] * 90, *overrides), renderer, said)
     assert [len(batch.samples) for batch in material.ptx_at(0)] == [4, 4]
+    material.check()
+    assert "join every step (PTX) with weight 0.1; objective.ptx_weight=0" in said.pop()
     material = _material(_config(tmp_path, [True] * 90, *overrides), renderer, said)
     assert [material.ptx_at(step) for step in range(3)] == [[], [], []]
     (line,) = said

@@ -96,6 +96,20 @@ def test_a_recipe_does_not_differ_from_what_its_run_keeps(tmp_path: Path) -> Non
     assert changes(from_run(tmp_path, []), config) == []
 
 
+@pytest.mark.parametrize(
+    ("engine", "weights", "probe"),
+    [
+        ("float32", "float32", "float32"),
+        ("bfloat16", "float32", "bfloat16"),
+        ("float32", "bfloat16", "bfloat16"),
+    ],
+)
+def test_the_probe_is_as_wide_as_the_narrower_side(engine: str, weights: str, probe: str) -> None:
+    narrow = ["policy.dtype=bfloat16", "parallel.zero_stage=2", f"parallel.weights={weights}"]
+    config = load_recipe("quickstart", [*narrow, f"engine.dtype={engine}"])
+    assert config.probe_dtype.value == probe
+
+
 def test_no_number_may_be_nan() -> None:
     config = load_recipe("self_critique", [])
     keys = [

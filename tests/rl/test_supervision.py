@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from rl.learner_spec import OtherShardFailed
 from rl.metrics import MetricsLog, read_metrics
 from rl.part import watch_head
 from rl.progress import Display
-from rl.recipe import to_yaml
+from rl.recipe import from_run, to_yaml
 from rl.remote import RemoteLearner, RemotePolicy
 from rl.reward_watch import RewardWatch
 from rl.rollout_seats import Offer, RemoteRollouts
@@ -727,6 +728,19 @@ def test_a_run_that_goes_on_from_its_first_checkpoint_knows_what_was_measured_be
     again: Any = Measured(tmp_path, fresh.state.eval_before)
     assert asyncio.run(_reinforce(again)) == {"all": RATE}
     assert not again.done
+
+
+def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:
+    run: Any = Measured(tmp_path, {"all": RATE})
+    run.config.policy.path = "models/other"
+    with pytest.raises(BadInput, match=r"policy\.path=models/other: .* from its own checkpoint"):
+        asyncio.run(_reinforce(run))
+    assert from_run(tmp_path, []).policy.path is None
+    run.config.policy.path = None
+    run.state = replace(run.state, step=run.config.steps)
+    run.display = Display(Console(file=(said := io.StringIO()), width=200))
+    asyncio.run(_reinforce(run))
+    assert f"the run has {run.config.steps} steps already" in said.getvalue()
 
 
 @pytest.mark.parametrize("saved", [True, False])
