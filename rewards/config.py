@@ -198,7 +198,7 @@ def _check_reward(kind: str, reward: str, weight: Any) -> None:
     if not is_plugin(reward) and reward not in BUILT_IN:
         raise ValueError(
             f"{where} names an unknown reward {reward!r}{_nearest(reward, BUILT_IN)}; "
-            "a plug-in is path/to/file.py:function"
+            "a plug-in is path/to/file.py:function, with \\: for the colon on the command line"
         )
     if not (isinstance(weight, int | float) and 0.0 <= weight < math.inf):
         raise ValueError(f"{where}.{reward} must be at least 0 and finite, got {weight}")

@@ -12,6 +12,7 @@ import numbers
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 
 from rewards.config import RewardsConfig, is_plugin
@@ -27,12 +28,14 @@ class Plugin:
         """Run the file and find the function.
 
         Raises:
-            ValueError: no such file or function, a file that fails, or one that is `async`.
+            ValueError: no such file or function, a file that fails, or one that is `async` or does
+                not take a task and a transcript.
         """
         self._spec = spec
         path, _, name = spec.rpartition(":")
         try:
             function = load_function(Path(path), name)
+            _check_signature(function)
         except ValueError as error:
             raise ValueError(f"reward {spec}: {error}") from error
         self._function: Callable[[Task, Transcript], object] = function
@@ -47,7 +50,8 @@ class Plugin:
         try:
             value = self._function(task, transcript)
         except (Exception, SystemExit) as error:
-            raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
+            at = _place(error, self._spec.rpartition(":")[0])
+            raise RewardError(f"{where}: {at}{type(error).__name__}: {error}") from error
         if value is None:
             return None
         total, why = (value.total, str(value.why)) if isinstance(value, Score) else (value, "")
@@ -58,6 +62,22 @@ class Plugin:
         if not math.isfinite(total):
             raise RewardError(f"{where}: returned {total}")
         return Score(total=float(total), why=why)
+
+
+def _check_signature(function: Callable[..., object]) -> None:
+    try:
+        signature = inspect.signature(function)
+        signature.bind("task", "transcript")
+    except TypeError as error:
+        raise ValueError(
+            f"it is called with (task, transcript) and takes {signature}: {error}"
+        ) from error
+
+
+def _place(error: BaseException, path: str) -> str:
+    """The last line of the user's file that an error has come through: "line 7: "."""
+    lines = [each.lineno for each in extract_tb(error.__traceback__) if each.filename == path]
+    return f"line {lines[-1]}: " if lines else ""
 
 
 def load_plugins(config: RewardsConfig) -> dict[str, Plugin]:

@@ -54,6 +54,9 @@ def broken(task, transcript):
 def leaves(task, transcript):
     raise SystemExit(0)
 
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    return 1.0
+
 async def later(task, transcript):
     return 1.0
 
@@ -91,8 +94,8 @@ def test_a_file_is_read_as_it_is_now_and_leaves_no_cache(tmp_path: Path) -> None
         ("words", "returned str, not a float, a Score or None"),
         ("nan", "returned nan"),
         ("text", "returned str, not a float"),
-        ("broken", "ZeroDivisionError: division by zero"),
-        ("leaves", "SystemExit: 0"),
+        ("broken", "line 32: ZeroDivisionError: division by zero"),
+        ("leaves", "line 35: SystemExit: 0"),
     ],
 )
 def test_a_failure_names_function_and_task(file: Path, function: str, message: str) -> None:
@@ -107,6 +110,7 @@ def test_a_failure_names_function_and_task(file: Path, function: str, message: s
         ("polit", "defines no function 'polit'; it has polite, short, never"),
         ("number", "defines no function 'number'"),
         ("later", "async is not supported"),
+        ("verl", r"called with \(task, transcript\) and takes \(data_source, solution_str, "),
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused(
