@@ -1,11 +1,15 @@
-"""One row of a JSONL file to one problem, by source. `DataError` names the key and the fix."""
+"""One row of a JSONL file to one problem, by source. `DataError` names the key and the fix.
+
+The shapes of all sources, with examples: docs/data.md.
+"""
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rewards import instructions
+from rewards.mathematics.text import boxes
 from rewards.programs import reference as code_reference
 from rewards.rubric import Rubric
 from rewards.rubric_files import parse_rubrics
@@ -16,7 +20,9 @@ from rollout.worked import boxed
 
 Row = Mapping[str, Any]
 
-QUESTIONS = ("prompt", "question", "content")
+# Of several keys the first one that holds something counts.
+QUESTIONS = ("messages", "prompt", "problem", "question", "input", "content")
+GOLDS = ("ground_truth", "reward_model.ground_truth", "answer", "label", "reference", "solution")
 SOLUTIONS = ("canonical_solution", "solution")
 TESTS = ("tests", "test_list", "test", "cases", "calls")
 
@@ -27,7 +33,10 @@ def gsm8k_problem(row: Row, instruction: str) -> Problem:
     rationale, mark, gold = answer.rpartition("####")
     gold = gold.strip().replace(",", "")
     if not mark or not gold:
-        raise DataError("key 'answer' has no gold: end it with '#### ' and the final answer")
+        raise DataError(
+            "key 'answer' has no gold: end it with '#### ' and the final answer, or choose source "
+            "deepmath, where the key holds nothing else"
+        )
     rationale = re.sub(r"<<[^<>]*>>", "", rationale).strip()
     return Problem(
         kind=TaskKind.math,
@@ -39,33 +48,33 @@ def gsm8k_problem(row: Row, instruction: str) -> Problem:
 
 
 def deepmath_problem(row: Row, instruction: str) -> Problem:
-    """Row `{"prompt" or "messages", "ground_truth"}`; `messages` may be a list or its JSON text."""
-    if row.get("messages"):
-        messages = _messages(row["messages"])
-    else:
-        messages = user_turn(_text(row, "prompt"), instruction)
+    """Row with a question (`QUESTIONS`) and its final answer (`GOLDS`).
+
+    What is imitated is the last turn of an assistant, else a `solution` that has a box.
+    """
+    messages, question, answered = _asked(row, instruction)
+    gold, solution = _gold(row)
     return Problem(
         kind=TaskKind.math,
         messages=messages,
-        question=str(row.get("prompt") or messages[-1].content),
-        reference=_text(row, "ground_truth"),
+        question=question,
+        reference=gold,
+        worked=answered or solution,
         tags=(f"difficulty={row['difficulty']}",) if row.get("difficulty") else (),
     )
 
 
 def code_problem(row: Row, instruction: str) -> Problem:
-    """Row with a question, tests and perhaps a solution.
+    """Row with a question (`QUESTIONS`), tests and perhaps a solution.
 
-    The question is `prompt`, `question` or `content`; the solution `canonical_solution` or
-    `solution`. The tests are one of: `tests` or `test_list` (assert statements), `test` (a script
-    that asserts, or code_contests' `[{"input": {"stdin"}, "output": {"stdout"}}]`, perhaps as JSON
-    text), `cases` (`[{"stdin", "stdout"}]`), `calls` (`[{"function", "args", "expected"}]`).
-    `setup` (or `labels.test_setup_code`) runs before them; `language` is python unless named.
+    The solution is the last turn of an assistant, else `canonical_solution` or `solution`. The
+    tests are one of: `tests` or `test_list` (assert statements), `test` (a script that asserts, or
+    code_contests' `[{"input": {"stdin"}, "output": {"stdout"}}]`, perhaps as JSON text), `cases`
+    (`[{"stdin", "stdout"}]`), `calls` (`[{"function", "args", "expected"}]`). `setup` (or
+    `labels.test_setup_code`) runs before them; `language` is python unless named.
     """
-    question = _text(row, next((key for key in QUESTIONS if key in row), QUESTIONS[0]))
-    key = next((key for key in TESTS if row.get(key)), None)
-    if key is None:
-        raise DataError(f"the row has no tests: give it one of the keys {', '.join(TESTS)}")
+    messages, question, answered = _asked(row, instruction)
+    key = _first(row, TESTS, "tests")
     reference = _tests(key, row[key])
     labels = _maybe_json(row.get("labels"))
     labelled = labels.get("test_setup_code") if isinstance(labels, dict) else None
@@ -75,41 +84,41 @@ def code_problem(row: Row, instruction: str) -> Problem:
     solution = next((row[key] for key in SOLUTIONS if isinstance(row.get(key), str)), None)
     return Problem(
         kind=TaskKind.code,
-        messages=user_turn(question, instruction),
+        messages=messages,
         question=question,
         reference=_checked(TaskKind.code, json.dumps(reference), key),
-        worked=_fenced(solution, language or "python") if solution else None,
+        worked=answered or (_fenced(solution, language or "python") if solution else None),
     )
 
 
 def instructions_problem(row: Row, instruction: str) -> Problem:
-    """Row `{"prompt", "instruction_id_list", "kwargs"}`; arguments that are null are left out."""
-    question, arguments = _text(row, "prompt"), row.get("kwargs")
+    """Row with a question (`QUESTIONS`), `instruction_id_list` and `kwargs`, less its nulls."""
+    messages, question, answered = _asked(row, instruction)
+    arguments = row.get("kwargs")
     if isinstance(arguments, list):
         arguments = [_without_nulls(each) for each in arguments]
     reference = {"instruction_id_list": row.get("instruction_id_list"), "kwargs": arguments}
     return Problem(
         kind=TaskKind.instructions,
-        messages=user_turn(question, instruction),
+        messages=messages,
         question=question,
         reference=_checked(TaskKind.instructions, json.dumps(reference), "instruction_id_list"),
+        worked=answered,
     )
 
 
 def open_problem(row: Row, instruction: str) -> Problem:
-    """Row `{"prompt"}` or `{"messages"}`, perhaps with `rubrics` of its own: `[{"name", "text"}]`.
+    """Row with a question (`QUESTIONS`), perhaps with `rubrics` of its own: `[{"name", "text"}]`.
 
     A rubric has the keys of a rubric file (rewards.rubric_files).
     """
-    if row.get("messages"):
-        messages = _messages(row["messages"])
-    else:
-        messages = user_turn(_text(row, "prompt"), instruction)
+    messages, question, answered = _asked(row, instruction)
     return Problem(
         kind=TaskKind.open,
         messages=messages,
-        question=messages[-1].content,
+        question=question,
         reference="",
+        worked=answered,
         rubrics=_rubrics(row),
     )
 
@@ -123,7 +132,7 @@ def task_problem(row: Row, instruction: str) -> Problem:
         kind = TaskKind(_text(row, "kind"))
     except ValueError as error:
         raise DataError(f"key 'kind' must be one of {', '.join(TaskKind)}") from error
-    messages = _messages(row.get("messages"))
+    messages, answered = _turns(row, "messages")
     verifiable = kind not in (TaskKind.open, TaskKind.agent)
     reference = _text(row, "reference") if verifiable else str(row.get("reference") or "")
     budget, tags, solution = row.get("token_budget"), row.get("tags") or [], row.get("solution")
@@ -132,15 +141,12 @@ def task_problem(row: Row, instruction: str) -> Problem:
     if not isinstance(tags, list) or not isinstance(solution, str | None):
         raise DataError("key 'tags' must be a list, and 'solution' a text")
     question = str(row.get("question") or messages[-1].content)  # the same for any instruction
-    if instruction:
-        *earlier, last = messages
-        messages = (*earlier, *user_turn(last.content, instruction))
     return Problem(
         kind=kind,
-        messages=messages,
+        messages=_instructed(messages, instruction),
         question=question,
         reference=_checked(kind, reference, "reference"),
-        worked=solution,
+        worked=answered or solution,
         token_budget=budget,
         tags=tuple(map(str, tags)),
         rubrics=_rubrics(row),
@@ -157,6 +163,16 @@ READERS: dict[Source, Callable[[Row, str], Problem]] = {
 }
 
 
+_TURN = ("role", "content")
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
 _PARSERS: dict[TaskKind, Callable[[str], object]] = {
     TaskKind.code: code_reference.parse_reference,
     TaskKind.instructions: instructions.parse_reference,
@@ -173,13 +189,104 @@ def _rubrics(row: Row) -> tuple[Rubric, ...]:
         raise DataError(str(error)) from error
 
 
-def _text(row: Row, key: str) -> str:
+def _asked(row: Row, instruction: str) -> tuple[tuple[Message, ...], str, str | None]:
+    """The prompt with the family's instruction, the question, and the answer that follows, if any.
+
+    The question decides what is held out: the text under `prompt`, else the last turn of the user.
+    """
+    key = _first(row, QUESTIONS, "question")
+    if key == "messages" or isinstance(row[key], list):
+        messages, answered = _turns(row, key)
+    else:
+        text = _text(row, key, "a text or a list of {'role', 'content'}")
+        messages, answered = user_turn(text, ""), None
+    prompt = row.get("prompt")
+    question = prompt.strip() if isinstance(prompt, str) else ""
+    question = question or messages[-1].content.strip()
+    return _instructed(messages, instruction), question, answered
+
+
+def _instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
+    *earlier, last = messages
+    return (*earlier, *user_turn(last.content, instruction))
+
+
+def _turns(row: Row, key: str) -> tuple[tuple[Message, ...], str | None]:
+    """The conversation under `key`, a list or its JSON text, up to the last turn of the user.
+
+    Then the turn of the assistant that it ends with, if it does.
+    """
+    turns, wanted = _maybe_json(row.get(key)), "a list of {'role', 'content'}"
+    if not isinstance(turns, list):
+        raise _wrong(row, key, wanted)
+    messages = []
+    for number, turn in enumerate(turns, start=1):
+        role, content = (turn.get(k) if isinstance(turn, dict) else None for k in _TURN)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise DataError(f"key {key!r}, turn {number}: write {{'role', 'content'}}, both texts")
+        messages.append(Message(role=role, content=content))
+    answered = messages.pop().content if messages and messages[-1].role == "assistant" else None
+    if not messages or messages[-1].role != "user" or not messages[-1].content.strip():
+        last = f"{messages[-1].role!r}" if messages else "nothing"
+        raise DataError(
+            f"key {key!r} must end with a turn of the 'user' that is not empty, and perhaps one "
+            f"of the 'assistant' that answers it: found {last} in its place"
+        )
+    return tuple(messages), answered if answered and answered.strip() else None
+
+
+def _gold(row: Row) -> tuple[str, str | None]:
+    """The final answer, and the `solution` if that has more than a box with the final answer."""
+    verl = _maybe_json(row.get("reward_model"))
+    if isinstance(verl, dict) and "ground_truth" in verl:
+        row = {**row, "reward_model.ground_truth": verl["ground_truth"]}
+    solution = row.get("solution")
+    found = boxes(solution) if isinstance(solution, str) else []
+    key = _first(row, GOLDS, "gold answer")
+    gold = _text(row, key)
+    if key == "solution" and found:
+        gold = found[-1]
+    long = key == "solution" and not found and "\n" in gold
+    if long or not gold or "####" in gold:
+        raise DataError(
+            f"key {key!r} is more than a final answer: write that alone under 'ground_truth', or "
+            "in the last \\boxed{} of 'solution'; rows that end with '#### ' are for source gsm8k"
+        )
+    worked = str(solution).strip() if found else None
+    return gold, worked if worked != boxed(gold) else None
+
+
+def _first(row: Row, keys: Sequence[str], what: str) -> str:
+    """The first of the keys that holds something: not null, and no blank text or empty list."""
+    for key in keys:
+        value = row.get(key)
+        blank = isinstance(value, str) and not value.strip()
+        if not blank and value not in (None, [], {}):
+            return key
+    raise DataError(f"the row has no {what}: give it one of the keys {', '.join(keys)}{_has(row)}")
+
+
+def _text(row: Row, key: str, wanted: str = "a text") -> str:
     value = row.get(key)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"key {key!r} is missing or empty: give it a text, or delete the row")
+        raise _wrong(row, key, wanted)
     return value.strip()
+
+
+def _wrong(row: Row, key: str, wanted: str) -> DataError:
+    """What is wrong with the value under `key`."""
+    value = row.get(key)
+    blank = isinstance(value, str) and not value.strip()
+    wrong = "empty" if blank else _KINDS[type(value)] if key in row else "missing"
+    return DataError(f"key {key!r} is {wrong}, expected {wanted}{_has(row)}")
+
+
+def _has(row: Row, most: int = 12) -> str:
+    """The keys of the row, for a person."""
+    keys = ", ".join(list(row)[:most]) + (", ..." if len(row) > most else "")
+    return f" (it has the keys {keys})" if keys else " (it has no keys)"
 
 
 def _maybe_json(value: object) -> object:
@@ -204,17 +311,6 @@ def _checked(kind: TaskKind, reference: str, key: str) -> str:
         except ValueError as error:
             raise DataError(f"key {key!r}: {error}") from error
     return reference
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    turns: Any = json.loads(value) if isinstance(value, str) else value
-    try:
-        messages = tuple(Message(role=str(t["role"]), content=str(t["content"])) for t in turns)
-    except (KeyError, TypeError) as error:
-        raise DataError("key 'messages' must list objects with 'role' and 'content'") from error
-    if not messages or messages[-1].role != "user":
-        raise DataError("key 'messages' must end with a turn of the user")
-    return messages
 
 
 def _tests(key: str, value: object) -> dict[str, Any]:

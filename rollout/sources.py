@@ -58,18 +58,28 @@ class JsonLines:
     """A JSONL file, plain or .gz, read whole, less the rows whose gold answer cannot be read."""
 
     def __init__(self, family: FamilyConfig) -> None:
-        """Read every row; `DataError` names file, line and key of the first that cannot be used."""
+        """Read every row; `DataError` names file, line and key of the first that cannot be used.
+
+        Blank lines count as lines, and are no rows.
+        """
         assert family.path is not None, "checked by FamilyConfig"
         path = expand(family.path)
         read_row = READERS[family.source]
         rows: dict[int, Problem] = {}  # by line
         for number, line in enumerate(_lines(path, family), start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise DataError("the row is no JSON object: write one object per line")
                 rows[number] = read_row(row, family.instruction)
                 _check_text(rows[number])
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: the row is not valid JSON ({error.msg} at column "
+                    f"{error.colno}): write one object per line"
+                ) from error
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
         golds = sorted({row.reference for row in rows.values() if row.kind is TaskKind.math})
