@@ -49,6 +49,8 @@ class FamilyConfig:
     (explanations), or solve before they decide (judgements)."""
     instruction: str = ""
     """Added to the question on its own line, for models that do not box answers by themselves."""
+    whole: bool = False
+    """Of a file in tasks.test_families: all its questions are tested on, and trained on nowhere."""
 
     def __post_init__(self) -> None:
         """Refuse what no family can mean; its generator checks the name and the options."""
@@ -72,6 +74,8 @@ class FamilyConfig:
             raise ValueError(
                 f"{where}.path is missing: source {self.source.name} reads a JSONL file"
             )
+        if generated and self.whole:
+            raise ValueError(f"{where}.whole is for files; source {self.source.name} has no end")
         if not generated and self.options:
             known = " and ".join(source.name for source in GENERATED)
             raise ValueError(f"{where}.options are for {known}, got {sorted(self.options)}")
@@ -127,7 +131,7 @@ class TasksConfig:
     families: list[FamilyConfig] = field(default_factory=list)
     seed: int = 0
     held_out_percent: int = 10
-    """Share of all questions that is only tested on: 0 trains on everything, 100 on nothing."""
+    """Share of all questions that is only tested on; 0 if all of tasks.test_families are whole."""
     supervised_families: list[FamilyConfig] = field(default_factory=list)
     """Families that the supervised start and PTX learn from beside `families`: judgements, say."""
     test_families: list[FamilyConfig] = field(default_factory=list)
@@ -141,6 +145,9 @@ class TasksConfig:
             raise ValueError(
                 f"tasks.held_out_percent must lie in [0, 100], got {self.held_out_percent}"
             )
+        for family in (*self.families, *self.supervised_families):
+            if family.whole:
+                raise ValueError(f"families[{family.name}].whole is for tasks.test_families")
 
 
 class Dtype(Enum):

@@ -1,10 +1,11 @@
 """The stream of tasks: a mixture of families, the same at every position on every machine.
 
 Nothing but the position is state, so a run resumes anywhere. What is held out is decided by a hash
-of the question: none is both trained on and tested, whatever family or position it comes from.
+of the question, or by the file of a whole test family: none is both trained on and tested, whatever
+family or position it comes from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from enum import StrEnum
 
 from rewards.task import Task
@@ -34,8 +35,10 @@ class TaskStream:
         """
         if not config.families:
             raise DataError("tasks.families is empty: name at least one family")
+        whole = [family for family in config.test_families if family.whole]
+        by_hash = split is Split.train or len(whole) < max(len(config.test_families), 1)
         empty = 100 if split is Split.train else 0
-        if config.held_out_percent == empty:
+        if by_hash and config.held_out_percent == empty:
             raise DataError(f"tasks.held_out_percent={empty} leaves nothing for split {split}")
         self._config, self._split = config, split
         tested = split is Split.held_out and config.test_families
@@ -48,7 +51,8 @@ class TaskStream:
                 )
         if supervised:
             chosen = [*chosen, *config.supervised_families]
-        self._families = [Family(family, config, split) for family in chosen]
+        only_tested = {question for family in whole for question in _questions(family, config)}
+        self._families = [Family(family, config, split, only_tested) for family in chosen]
         self.notes = [family.note for family in self._families if family.note]
         self.kinds = {kind for family in self._families for kind in family.kinds}
         self.rubric_names = {name for family in self._families for name in family.rubric_names}
@@ -119,9 +123,11 @@ def corpus(config: TasksConfig, size: int) -> Iterator[str]:
 class Family:
     """One family's share of a split."""
 
-    def __init__(self, config: FamilyConfig, tasks: TasksConfig, split: Split) -> None:
+    def __init__(
+        self, config: FamilyConfig, tasks: TasksConfig, split: Split, only_tested: Set[str]
+    ) -> None:
         self.config = config
-        self._tasks = tasks
+        self._tasks, self._only_tested = tasks, only_tested
         self._source: ProblemSource = open_source(config, tasks.seed)
         self.procedural = self._source.size is None
         self.note = self._source.note
@@ -168,8 +174,17 @@ class Family:
         )
 
     def _tests(self, problem: Problem) -> bool:
+        if problem.question in self._only_tested:
+            return True
         share = uniform(self._tasks.seed, "held out", problem.question)
         return share * 100 < self._tasks.held_out_percent
+
+
+def _questions(family: FamilyConfig, tasks: TasksConfig) -> Iterator[str]:
+    """All of a file."""
+    source = open_source(family, tasks.seed)
+    for index in range(source.size or 0):
+        yield source.problem(index).question
 
 
 def _cycle(weights: list[float]) -> list[int]:

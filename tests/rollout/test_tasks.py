@@ -1,6 +1,8 @@
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +117,40 @@ def test_other_families_may_be_tested_on() -> None:
     same = TaskStream(TasksConfig(families=[_family("products")]), Split.held_out)
     assert [held_out.at(n) for n in range(9)] == [same.at(n) for n in range(9)]
     assert "gcd" not in {tag for n in range(9) for tag in held_out.at(n).tags}
+
+
+def _file(path: Path, questions: Sequence[str]) -> str:
+    rows = ({"question": question, "answer": "#### 1"} for question in questions)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_all_of_a_whole_file_is_tested_on_and_none_of_it_trained_on(tmp_path: Path) -> None:
+    both = [f"in both files: {n}" for n in range(5)]
+    own = [f"trained on: {n}" for n in range(20)]
+    tests = [f"tested on: {n}" for n in range(10)]
+    train = FamilyConfig(source=Source.gsm8k, name="a", path=_file(tmp_path / "a", [*own, *both]))
+    test = replace(train, name="b", path=_file(tmp_path / "b", [*tests, *both]), whole=True)
+    config = TasksConfig(families=[train], test_families=[test], held_out_percent=0)
+
+    def asked(stream: TaskStream, count: int) -> list[str]:
+        return [stream.at(position).messages[0].content for position in range(count)]
+
+    assert asked(TaskStream(config, Split.held_out), 15) == [*tests, *both]
+    assert sorted(asked(TaskStream(config, Split.train), 20)) == sorted(own)
+    assert sorted(asked(TaskStream(config, Split.train, supervised=True), 20)) == sorted(own)
+    some = TaskStream(replace(config, held_out_percent=30), Split.train)
+    assert 0 < len(set(asked(some, 60))) < 20
+    with pytest.raises(DataError, match="no more distinct held-out questions"):
+        TaskStream(config, Split.held_out).at(15)
+    part = replace(config, test_families=[test, replace(test, name="c", whole=False)])
+    for other in (part, replace(config, test_families=[])):
+        with pytest.raises(DataError, match="held_out_percent=0 leaves nothing for split held_out"):
+            TaskStream(other, Split.held_out)
+    with pytest.raises(ValueError, match=r"families\[b\]\.whole is for tasks\.test_families"):
+        replace(config, families=[test])
+    with pytest.raises(ValueError, match=r"families\[gcd\]\.whole is for files"):
+        _family("gcd", whole=True)
 
 
 def test_judgements_are_imitated_and_never_asked() -> None:
