@@ -10,7 +10,10 @@ from pathlib import Path
 
 LOOKED_AT = 1 << 16  # last bytes of it
 ERROR = re.compile(
-    r"^(?:\([^)]*\) )?(?:ERROR .*?\] )?(\w*(?:Error|Exception)\b: .+)$", re.MULTILINE
+    r"^(?:\([^)]*\) )?"  # (EngineCore pid=7)
+    r"(?:ERROR .*?\] )?"  # ERROR 11-23 13:59:01 [core.py:100]
+    r"([\w.]*(?:Error|Exception)\b: .+)$",
+    re.MULTILINE,
 )
 
 

@@ -10,13 +10,13 @@ import pytest
 from rollout.core_log import CoreLog
 
 DIES = """
-import logging, sys
+import logging, subprocess, sys
 print("starting")
 logging.basicConfig(format="(EngineCore pid=7) ERROR 11-23 13:59:01 [core.py:100] %(message)s")
 logging.error("EngineCore failed to start.")
 logging.error("RuntimeError: head_dim=16 is not supported")
 print("(EngineCore pid=7) Process EngineCore:", file=sys.stderr)
-raise LookupError("the last one")
+raise subprocess.SubprocessError("the last one")
 """
 
 
@@ -32,7 +32,7 @@ def test_the_last_error_of_a_process_is_its_reason(capfd: pytest.CaptureFixture[
     assert log.reason().startswith(": RuntimeError: head_dim=16 is not supported (more in ")
     _end_of(DIES, log)
     said = log.reason()
-    assert said.startswith(": LookupError: the last one (more in ")
+    assert said.startswith(": subprocess.SubprocessError: the last one (more in ")
     path = Path(said.partition("(more in ")[2].rstrip(")"))
     assert "starting" in path.read_text()
     print("still ours", flush=True)

@@ -213,6 +213,18 @@ def qwens(checkpoints, tmp_path_factory) -> list[Path]:
     return folders
 
 
+def test_a_core_that_does_not_start_says_why(qwens, runner, tmp_path):
+    broken = shutil.copytree(qwens[0], tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    start = Engine.start(EngineConfig(dtype=Dtype.float32, max_model_len=64), broken)
+    with pytest.raises(EngineError, match=r"did not start .*SafetensorError: .* \(more in ") as end:
+        runner.run(start)
+    log = Path(str(end.value).rpartition("(more in ")[2].rstrip(")"))
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
 def test_the_turn_ends_where_the_chat_template_says_so(checkpoints, tmp_path):
     """The config of a base model names another token than the template ends a turn with."""
     config = EngineConfig(dtype=Dtype.float32)
