@@ -76,11 +76,13 @@ def _keep_recipe(training: Training) -> None:
     """Say how the recipe of a run that goes on differs from the one so far, and keep it."""
     now, config = replace(training.config, resume=False), training.folder.config
     before = from_run(training.folder.root, [])
-    if _absolute(now.policy.path) != _absolute(before.policy.path):
+    began, named = before.policy.path, now.policy.path
+    if named is not None and (began is None or Path(named).absolute() != Path(began).absolute()):
         raise BadInput(
-            f"policy.path={now.policy.path}: this run goes on from its own checkpoint, and began "
-            f"with {before.policy.path}; leave it out, or train into another run_dir"
+            f"policy.path={named}: this run goes on from its own checkpoint, and began with "
+            f"{began or 'the tiny model'}; leave it out, or train into another run_dir"
         )
+    now = replace(now, policy=replace(now.policy, path=began))
     if training.state.step >= now.steps:
         done = training.state.step
         training.display.say(f"the run has {done} steps already: none is left of {now.steps}")
@@ -90,10 +92,6 @@ def _keep_recipe(training: Training) -> None:
     with writing(config):
         beside.write_text(to_yaml(now))
         beside.replace(config)
-
-
-def _absolute(path: str | None) -> Path | None:
-    return None if path is None else Path(path).absolute()
 
 
 async def _supervise(training: Training) -> Path:

@@ -736,7 +736,11 @@ def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"policy\.path=models/other: .* from its own checkpoint"):
         asyncio.run(_reinforce(run))
     assert from_run(tmp_path, []).policy.path is None
-    run.config.policy.path = None
+    run.folder.config.write_text(to_yaml(run.config))  # it began with that one
+    asyncio.run(_reinforce(run))
+    run.config.policy.path = None  # not said again
+    asyncio.run(_reinforce(run))
+    assert from_run(tmp_path, []).policy.path == "models/other"
     run.state = replace(run.state, step=run.config.steps)
     run.display = Display(Console(file=(said := io.StringIO()), width=200))
     asyncio.run(_reinforce(run))
