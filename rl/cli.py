@@ -92,10 +92,16 @@ def train(
 
     config = load_recipe(recipe, overrides or [])
     if dry_run:
-        from rollout.sources import check_generators
+        from rewards.plugin import load_plugins
+        from rl.errors import bad_input
+        from rollout.sources import check_generators, first_faults
 
         check_generators(config.tasks)
+        with bad_input():
+            load_plugins(config.rewards)
         typer.echo(to_yaml(config), err=as_json)
+        for fault in first_faults(config.tasks):
+            typer.echo(f"temper: this run would not start here: {fault}", err=True)
         if not _plan(config, None, as_json):
             raise SystemExit(1)
         return
@@ -248,7 +254,8 @@ def export(
         Storage | None,
         typer.Option(
             "--format",
-            help="fp8: blocks of 128 x 128; int4: routed experts. Default: int4 for a run with "
+            help="fp8: blocks of 128 x 128 (not for the tiny model, whose matrices are smaller "
+            "than engines take as FP8); int4: routed experts. Default: int4 for a run with "
             "policy.int4_experts=true, else bfloat16.",
         ),
     ] = None,

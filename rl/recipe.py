@@ -19,6 +19,7 @@ from rl.recipe_keys import check_keys, is_free, keys_of, nearest, nearest_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 SUFFIXES = {".yaml", ".yml"}
+KEY = "full_key: "  # how OmegaConf's messages name it, on a line of its own
 QUOTING = (
     "Put it into a recipe file; or, in single quotes for the shell, keys without quotes and with "
     r"\: for a colon: '+rewards.mixture.math={math: 1.0, style.py\:short: 0.1}'"
@@ -144,7 +145,12 @@ def _first_cause(error: BaseException, path: Path, overrides: Sequence[str]) -> 
     if unknown := re.search(r"not in '\w+'\s+full_key: (\S+)", text):
         key = _whole(unknown[1], path, overrides)
         return f"unknown key {key!r}{nearest_key(key)}"
-    text = " ".join(line.strip() for line in text.splitlines() if "object_type=" not in line)
+    lines = [line.strip() for line in text.splitlines() if "_type=" not in line]
+    key = next((line.removeprefix(KEY) for line in lines if line.startswith(KEY)), "")
+    text = " ".join(line for line in lines if not line.startswith(KEY))
+    if one_of := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
+        text += nearest(one_of[1], one_of[2].split(", "))
+    text = f"{_whole(key, path, overrides)}: {text}" if key else text
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {text.partition(' See http')[0]}. {QUOTING}"
     if name := re.search(r"Interpolation key '([A-Z_]+)' not found", text):
@@ -159,6 +165,8 @@ def _whole(key: str, path: Path, overrides: Sequence[str]) -> str:
         given = [{name: yaml.safe_load(value)} for name, _, value in split]
         given.append(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError):
+        return key
+    if any(key == name for name, _, _ in split):
         return key
     places = (place for each in given for place in keys_of(each))
     return next((place for place in places if place.endswith(f"].{key}")), key)

@@ -47,6 +47,12 @@ class RolloutConfig:
         for name, value, least in bounds:
             if value is not None and not least <= value < math.inf:
                 raise ValueError(f"rollout.{name} must be at least {least} and finite, got {value}")
+        for name in ("segment_tokens", "segment_s"):
+            if getattr(self, name) is not None and not self.max_staleness:
+                raise ValueError(
+                    f"rollout.{name} needs rollout.max_staleness of at least 1: with 0 a step "
+                    "waits for all of its samples, and none is carried over to newer weights"
+                )
         for name in ("temperature_start", "temperature_end"):
             if getattr(self, name) > MOST_TEMPERATURE:
                 raise ValueError(

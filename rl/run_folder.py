@@ -12,6 +12,9 @@ from typing import TextIO
 from rl.config import TrainConfig
 from rl.errors import BadInput
 
+UNTRAINED = {"config.yaml", "start", "restarts.jsonl", "timeline.json", "wandb"}
+"""What a run leaves that ended before it had trained: nothing that a later one must spare."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -95,10 +98,11 @@ def run_root(config: TrainConfig) -> Path:
 
 @contextmanager
 def open_run(config: TrainConfig) -> Iterator[RunFolder]:
-    """Make the folder, or find it when resuming. An earlier run of the same name is moved aside.
+    """Make the folder, or find it when resuming.
 
-    It is this process's until that ends. If what is done within fails, as for a mistake in the
-    recipe, all lies as before.
+    An earlier run of the same name is moved aside, or removed if it had not trained. The folder is
+    this process's until that ends. If what is done within fails, as for a mistake in the recipe,
+    all lies as before.
 
     Raises:
         BadInput: the folder cannot be made, there is nothing to resume in it, or another process
@@ -121,6 +125,8 @@ def open_run(config: TrainConfig) -> Iterator[RunFolder]:
         if aside is not None:
             aside.rename(root)
         raise
+    if aside is not None and {path.name for path in aside.iterdir()} <= UNTRAINED:
+        shutil.rmtree(aside)
 
 
 def _make(folder: RunFolder) -> Path | None:

@@ -128,6 +128,7 @@ def run_parts(
     """
 
     async def main() -> tuple[Training, Result]:
+        _end_on_sigterm()
         training = Training(config, display)
         display.say(f"run folder {training.folder.root}")
         for why in lost:
@@ -145,8 +146,16 @@ def run_parts(
 
     try:
         return asyncio.run(main())
-    except (KeyboardInterrupt, asyncio.CancelledError) as stop:
+    # SystemExit: what Ray's own handler makes of SIGTERM while Ray starts.
+    except (KeyboardInterrupt, SystemExit, asyncio.CancelledError) as stop:
         raise stopped(RunFolder(run_root(config)).checkpoints) from stop
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: all is put away."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 async def _attempt(training: Training, work: Callable[[Training], Awaitable[Result]]) -> Result:
@@ -156,10 +165,7 @@ async def _attempt(training: Training, work: Callable[[Training], Awaitable[Resu
     except BaseException:
         await training.close()
         raise
-    task = asyncio.current_task()
-    assert task is not None
-    # After Ray has started: it installs a handler of its own, which would leave engines behind.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    _end_on_sigterm()  # again: Ray has installed a handler of its own, which leaves engines behind
     try:
         await training.place(cluster)
         return await work(training)

@@ -15,12 +15,12 @@ class Source(Enum):
     programs = "programs"  # code, generated: tiny functions with asserts
     explanations = "explanations"  # open, generated: tell something about a product
     judgements = "judgements"  # critic, generated: which of two answers is better
-    gsm8k = "gsm8k"  # math: JSONL rows {"question", "answer"}, gold after "####"
-    deepmath = "deepmath"  # math: JSONL rows {"prompt", "ground_truth"}, and verl's and others'
-    code = "code"  # JSONL rows {"prompt", "tests" or "cases"}; other shapes: docs/data.md
-    instructions = "instructions"  # JSONL rows {"prompt", "instruction_id_list", "kwargs"}
-    open = "open"  # JSONL rows {"prompt", perhaps "rubrics"}: no checkable answer
-    tasks = "tasks"  # JSONL rows that are whole tasks, as `temper profile-tasks` writes them
+    gsm8k = "gsm8k"  # math: rows {"question", "answer"}, gold after "####"
+    deepmath = "deepmath"  # math: rows {"prompt", "ground_truth"}, and verl's and others'
+    code = "code"  # rows {"prompt", "tests" or "cases"}; other shapes: docs/data.md
+    instructions = "instructions"  # rows {"prompt", "instruction_id_list", "kwargs"}
+    open = "open"  # rows {"prompt", perhaps "rubrics"}: no checkable answer
+    tasks = "tasks"  # rows that are whole tasks, as `temper profile-tasks` writes them
 
 
 GENERATED = (Source.reasoning_gym, Source.programs, Source.explanations, Source.judgements)
@@ -35,7 +35,7 @@ class FamilyConfig:
     name: str = ""
     """The generator's name (reasoning_gym), or a label of your choice."""
     path: str | None = None
-    """JSONL file, may be gzip (files only)."""
+    """JSON lines, perhaps gzip, or Parquet (files only)."""
     weight: float = 1.0
     """Share of this family in the mixture, relative to the others."""
     token_budget: int | None = None
@@ -72,7 +72,7 @@ class FamilyConfig:
             )
         if not generated and not self.path:
             raise ValueError(
-                f"{where}.path is missing: source {self.source.name} reads a JSONL file"
+                f"{where}.path is missing: source {self.source.name} reads a file of rows"
             )
         if generated and self.whole:
             raise ValueError(f"{where}.whole is for files; source {self.source.name} has no end")

@@ -1,4 +1,4 @@
-"""One row of a JSONL file to one problem, by source. `DataError` names the key and the fix.
+"""One row of a file to one problem, by source. `DataError` names the key and the fix.
 
 The shapes of all sources, with examples: docs/data.md.
 """
@@ -21,7 +21,7 @@ from rollout.worked import boxed
 Row = Mapping[str, Any]
 
 # Of several keys the first one that holds something counts.
-QUESTIONS = ("messages", "prompt", "problem", "question", "input", "content")
+QUESTIONS = ("messages", "conversations", "prompt", "problem", "question", "input", "content")
 GOLDS = ("ground_truth", "reward_model.ground_truth", "answer", "label", "reference", "solution")
 SOLUTIONS = ("canonical_solution", "solution")
 TESTS = ("tests", "test_list", "test", "cases", "calls")
@@ -163,7 +163,8 @@ READERS: dict[Source, Callable[[Row, str], Problem]] = {
 }
 
 
-_TURN = ("role", "content")
+_CONVERSATIONS = ("messages", "conversations")  # never plain text
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
 _KINDS = {
     type(None): "null",
     bool: "true or false",
@@ -195,7 +196,7 @@ def _asked(row: Row, instruction: str) -> tuple[tuple[Message, ...], str, str | 
     The question decides what is held out: the text under `prompt`, else the last turn of the user.
     """
     key = _first(row, QUESTIONS, "question")
-    if key == "messages" or isinstance(row[key], list):
+    if key in _CONVERSATIONS or isinstance(row[key], list):
         messages, answered = _turns(row, key)
     else:
         text = _text(row, key, "a text or a list of {'role', 'content'}")
@@ -221,7 +222,10 @@ def _turns(row: Row, key: str) -> tuple[tuple[Message, ...], str | None]:
         raise _wrong(row, key, wanted)
     messages = []
     for number, turn in enumerate(turns, start=1):
-        role, content = (turn.get(k) if isinstance(turn, dict) else None for k in _TURN)
+        turn = turn if isinstance(turn, dict) else {}
+        role, content = turn.get("role"), turn.get("content")
+        if "from" in turn:  # ShareGPT's
+            role, content = _SHAREGPT.get(turn["from"], turn["from"]), turn.get("value")
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(f"key {key!r}, turn {number}: write {{'role', 'content'}}, both texts")
         messages.append(Message(role=role, content=content))
@@ -261,7 +265,7 @@ def _first(row: Row, keys: Sequence[str], what: str) -> str:
     for key in keys:
         value = row.get(key)
         blank = isinstance(value, str) and not value.strip()
-        if not blank and value not in (None, [], {}):
+        if not blank and value not in (None, [], {}) and value == value:  # no NaN of a table's
             return key
     raise DataError(f"the row has no {what}: give it one of the keys {', '.join(keys)}{_has(row)}")
 
@@ -279,7 +283,8 @@ def _wrong(row: Row, key: str, wanted: str) -> DataError:
     """What is wrong with the value under `key`."""
     value = row.get(key)
     blank = isinstance(value, str) and not value.strip()
-    wrong = "empty" if blank else _KINDS[type(value)] if key in row else "missing"
+    kind = _KINDS.get(type(value), type(value).__name__)  # Parquet has more than JSON
+    wrong = "empty" if blank else kind if key in row else "missing"
     return DataError(f"key {key!r} is {wrong}, expected {wanted}{_has(row)}")
 
 

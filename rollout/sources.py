@@ -1,14 +1,14 @@
-"""Where problems come from: generators (rollout.generated), and JSONL files."""
+"""Where problems come from: generators (rollout.generated), and files of rows."""
 
-import gzip
-import json
 import os
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from rewards.data_files import DataFileError, Found, read_objects
 from rewards.math_answer import MathVerifier
 from rewards.task import TaskKind
 from rollout.config import GENERATED, FamilyConfig, Source, TasksConfig
@@ -16,6 +16,7 @@ from rollout.generated import Explanations, Judgements, Procedural, Programs
 from rollout.problem import DataError, Problem
 from rollout.rows import READERS
 
+LOOKED_AT = 100  # rows of a file, where a run is only planned
 GOLD_TIMEOUT_S = 30.0  # its reader starts with the first hard gold: 3 s, more on a busy machine
 
 DATA_FOLDER = "../shared/data"  # what ${TEMPER_DATA} stands for when it is not set
@@ -44,7 +45,7 @@ def open_source(family: FamilyConfig, seed: int) -> ProblemSource:
         case Source.judgements:
             return Judgements(family, seed)
         case _:
-            return JsonLines(family)
+            return RowFile(family)
 
 
 def check_generators(tasks: TasksConfig) -> None:
@@ -54,34 +55,25 @@ def check_generators(tasks: TasksConfig) -> None:
             open_source(family, tasks.seed)
 
 
-class JsonLines:
-    """A JSONL file, plain or .gz, read whole, less the rows whose gold answer cannot be read."""
+def first_faults(tasks: TasksConfig) -> list[str]:
+    """What is wrong with each family's file, as far as its first rows show it; [] if nothing is."""
+    faults = []
+    for family in (*tasks.families, *tasks.supervised_families, *tasks.test_families):
+        if family.source not in GENERATED:
+            try:
+                if not list(islice(_problems(family), LOOKED_AT)):
+                    faults.append(f"families[{family.name}]: {_path(family)} holds no rows")
+            except DataError as error:
+                faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
+class RowFile:
+    """A file of rows (rewards.data_files), read whole, less those whose gold cannot be read."""
 
     def __init__(self, family: FamilyConfig) -> None:
-        """Read every row; `DataError` names file, line and key of the first that cannot be used.
-
-        Blank lines count as lines, and are no rows.
-        """
-        assert family.path is not None, "checked by FamilyConfig"
-        path = expand(family.path)
-        read_row = READERS[family.source]
-        rows: dict[int, Problem] = {}  # by line
-        for number, line in enumerate(_lines(path, family), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError("the row is no JSON object: write one object per line")
-                rows[number] = read_row(row, family.instruction)
-                _check_text(rows[number])
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: the row is not valid JSON ({error.msg} at column "
-                    f"{error.colno}): write one object per line"
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: {error}") from error
+        """Read every row; `DataError` names file, line and key of the first that cannot be used."""
+        rows = dict(_problems(family))  # by line
         golds = sorted({row.reference for row in rows.values() if row.kind is TaskKind.math})
         bad = unreadable(tuple(golds))
         left_out = [
@@ -94,11 +86,11 @@ class JsonLines:
         if left_out:
             self.note = (
                 f"families[{family.name}]: {len(left_out)} of {len(rows)} rows are left out, as "
-                f"their gold answers cannot be read: {path}, lines {_first(left_out)}"
+                f"their gold answers cannot be read: {_path(family)}, lines {_first(left_out)}"
             )
         if not self._problems:
             raise DataError(
-                f"{path} holds no rows: point families[{family.name}].path at another file"
+                f"{_path(family)} holds no rows: point families[{family.name}].path at another file"
                 + (f" ({self.note})" if self.note else "")
             )
 
@@ -141,15 +133,32 @@ def _check_text(problem: Problem) -> None:
         raise DataError(r"a text holds half of a surrogate pair (\ud800 to \udfff)") from error
 
 
-def _lines(path: Path, family: FamilyConfig) -> list[str]:
+def _path(family: FamilyConfig) -> Path:
+    assert family.path is not None, "checked by FamilyConfig"
+    return Path(os.path.abspath(expand(family.path)))
+
+
+def _problems(family: FamilyConfig) -> Iterator[tuple[int, Problem]]:
+    """The file's rows, by line; `DataError` names file, line and key of one that cannot be used."""
+    path, read_row = _path(family), READERS[family.source]
+    for found in _entries(path, family):
+        try:
+            if found.error:
+                raise DataError(found.error)
+            problem = read_row(found.values, family.instruction)
+            _check_text(problem)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {found.line}: {error}") from error
+        yield found.line, problem
+
+
+def _entries(path: Path, family: FamilyConfig) -> Iterator[Found]:
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig").removesuffix("\n")
-        return text.split("\n") if text else []  # splitlines would cut at U+2028 inside a text
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        yield from read_objects(path)
+    except DataFileError as error:
         unset = "TEMPER_DATA" in (family.path or "") and "TEMPER_DATA" not in os.environ
-        default = f"; TEMPER_DATA is not set and stands for {DATA_FOLDER} in {Path.cwd()}"
+        default = f"; TEMPER_DATA is not set and stands for {DATA_FOLDER}" if unset else ""
         raise DataError(
-            f"families[{family.name}].path: cannot read {path} ({error}): "
-            f"give a JSONL file in UTF-8, plain or .gz{default if unset else ''}"
+            f"families[{family.name}].path={family.path}: {error}; give JSON lines in UTF-8, plain "
+            f"or .gz, or Parquet{default}"
         ) from error

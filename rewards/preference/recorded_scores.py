@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewards.preference.files import PreferenceDataError, read_objects
+from rewards.data_files import DataFileError, read_objects
 from rewards.preference.records import Problem, ProblemKind, Row, RowProblem
 from rewards.preference.score_values import score_values
 
@@ -30,7 +30,7 @@ def join_scores(rows: Sequence[Row], path: Path) -> Joined:
     """Give every row the scores that the file has for its id (`pair_id` or `id`).
 
     Rows without scores, ids without rows and unusable scores are told. Raises
-    `PreferenceDataError` if the file cannot be read or belongs to none of the rows.
+    `DataFileError` if the file cannot be read or belongs to none of the rows.
     """
     problems: list[Problem] = []
     by_id = _read(path, problems)
@@ -39,7 +39,7 @@ def join_scores(rows: Sequence[Row], path: Path) -> Joined:
         ids = [row.alias or row.id for row in rows]
     if not any(id in by_id for id in ids):
         shown = f"{next(iter(by_id))!r}, " if by_id else "none, "
-        raise PreferenceDataError(
+        raise DataFileError(
             f"{path} has scores for none of the rows: its ids are like {shown}"
             f"theirs like {rows[0].id!r}"
         )

@@ -131,7 +131,21 @@ def test_a_folder_that_another_process_has_a_run_in_is_left_alone(temper, tmp_pa
     for resume, folders in ((True, ["run"]), (False, ["run", "run.1"])):  # and once more, here
         with open_run(TrainConfig(run_dir=str(run), resume=resume)) as folder:
             folder.config.touch()
+            folder.metrics.touch()
         assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == folders
+
+
+def test_a_run_that_had_not_trained_is_not_kept_aside(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for left in ([], [], ["notes.txt"], []):
+        with open_run(TrainConfig(run_dir=str(run))) as folder:
+            folder.config.touch()
+            folder.start.mkdir()
+        for name in left:
+            (run / name).touch()
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["run", "run.1"]
+    assert (tmp_path / "run.1" / "notes.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +173,26 @@ def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-
 def test_dry_run_as_json_is_one_document(temper) -> None:  # type: ignore[no-untyped-def]
     code, out, error = temper("train", "quickstart", "steps=7", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["fits"] and "steps: 7" in error
+
+
+def test_dry_run_tells_of_files_that_a_run_would_miss(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "rows.jsonl"
+    families = f"tasks.test_families=[{{source: gsm8k, name: words, path: {file}}}]"
+    code, out, error = temper("train", "quickstart", "--dry-run", families)
+    assert code == 0 and "steps:" in out
+    assert f"would not start here: families[words].path={file}: cannot read" in error
+    file.write_text('{"question": "1+1?", "answer": "2"}\n')
+    code, _, error = temper("train", "quickstart", "--dry-run", families)
+    assert code == 0 and f"{file}, line 1: key 'answer' has no gold" in error
+    file.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    assert temper("train", "quickstart", "--dry-run", families)[2] == ""
+
+
+def test_dry_run_loads_rewards_of_ones_own(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "style.py").write_text("def short(task, transcript)\n")
+    mixture = f"rewards.mixture.math={{math: 1.0, {tmp_path}/style.py\\:short: 0.1}}"
+    code, _, error = temper("train", "quickstart", "--dry-run", mixture)
+    assert code == 2 and "style.py" in error
 
 
 @pytest.mark.parametrize("command", [("plan",), ("train", "--dry-run")])

@@ -225,3 +225,20 @@ def test_the_judged_families_and_the_critics_words_reach_the_supervised_start() 
     assert config.rewards.critic is not None
     assert judgements.options["instruction"] == config.rewards.critic.instruction
     assert careful.options["instruction"] != config.rewards.critic.instruction
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.kind=k2p", "objective.kind: Invalid value 'k2p', expected one of [k2, k2p5, "),
+        ("objective.kind=k2p", "cispo]; did you mean 'k2p5'?"),
+        ("steps=many", "steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("tasks.families=[{source: gsmk, name: a, path: x}]", "tasks.families[0].source: Invalid"),
+        ("tasks.families=[{source: gsmk, name: a, path: x}]", "tasks]; did you mean 'gsm8k'?"),
+        ("name=${RUN}", "name: Interpolation key 'RUN' not found: an environment variable is"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_of_with_its_key(override: str, said: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(said)) as raised:
+        load_recipe("quickstart", [override])
+    assert "_type" not in str(raised.value) and "full_key" not in str(raised.value)

@@ -31,3 +31,10 @@ def test_what_is_not_given_follows_from_the_rest() -> None:
     assert RolloutConfig(max_staleness=3, loss_max_lag=0).max_lag == 0
     assert RolloutConfig().samples_in_flight(128) == 160
     assert RolloutConfig(max_samples_in_flight=8).samples_in_flight(128) == 8
+
+
+@pytest.mark.parametrize("limit", [{"segment_tokens": 64}, {"segment_s": 2.0}])
+def test_segments_are_refused_where_nothing_is_carried_over(limit: dict[str, float]) -> None:
+    RolloutConfig(**limit)
+    with pytest.raises(ValueError, match=rf"rollout\.{next(iter(limit))} needs rollout\.max_stale"):
+        RolloutConfig(max_staleness=0, **limit)

@@ -8,7 +8,7 @@ import pytest
 from rollout.config import FamilyConfig, Source
 from rollout.problem import DataError, Problem
 from rollout.rows import READERS, Row, deepmath_problem, gsm8k_problem, open_problem
-from rollout.sources import JsonLines
+from rollout.sources import RowFile
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED = {"role": "user", "content": "1+1?"}
@@ -135,14 +135,14 @@ def test_blank_lines_are_no_rows_and_keep_their_numbers(tmp_path: Path) -> None:
     row = json.dumps({"prompt": [ASKED], "label": "2"})
     path.write_text(f"\n{row}\n \t\r\n{row}\n\n")
     family = FamilyConfig(source=Source.deepmath, name="sums", path=str(path))
-    assert JsonLines(family).size == 2
+    assert RowFile(family).size == 2
     path.write_text(f"\n{row}\n\n{{'a': 1}}\n")
     with pytest.raises(DataError) as raised:
-        JsonLines(family)
+        RowFile(family)
     assert str(raised.value) == (
         f"{path}, line 4: the row is not valid JSON (Expecting property name enclosed in double "
         "quotes at column 2): write one object per line"
     )
     path.write_text("\n\n")
     with pytest.raises(DataError, match="holds no rows"):
-        JsonLines(family)
+        RowFile(family)

@@ -1,16 +1,19 @@
 import gzip
 import json
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from rewards.rubric import Rubric, Rule
 from rewards.task import Message, Task, TaskKind
 from rollout.config import FamilyConfig, Source, TasksConfig
 from rollout.problem import DataError
-from rollout.sources import JsonLines, check_generators, expand, open_source
+from rollout.sources import RowFile, check_generators, expand, open_source
 from rollout.tasks import Split, TaskStream
 
 GSM8K = {"question": "2 pens cost $3 each?", "answer": "2*3=$<<2*3=6>>6.\nIn all.\n#### 1,006"}
@@ -60,7 +63,7 @@ def _file(folder: Path, rows: list[object], source: Source = Source.gsm8k) -> Fa
 
 
 def test_gsm8k(tmp_path: Path) -> None:
-    problem = JsonLines(_file(tmp_path, [GSM8K])).problem(0)
+    problem = RowFile(_file(tmp_path, [GSM8K])).problem(0)
     assert problem.messages[0].content == "2 pens cost $3 each?"
     assert problem.reference == "1006"
     assert problem.worked == "2*3=$6.\nIn all.\n\\boxed{1006}"
@@ -68,7 +71,7 @@ def test_gsm8k(tmp_path: Path) -> None:
 
 def test_deepmath(tmp_path: Path) -> None:
     rows: list[object] = [DEEPMATH, {"prompt": "1+1?", "ground_truth": 2}]
-    source = JsonLines(_file(tmp_path, rows, Source.deepmath))
+    source = RowFile(_file(tmp_path, rows, Source.deepmath))
     first, second = source.problem(0), source.problem(1)
     assert [message.role for message in first.messages] == ["system", "user"]
     assert (first.question, first.reference, first.worked) == ("Find x.", "1/2", None)
@@ -102,14 +105,14 @@ def test_deepmath(tmp_path: Path) -> None:
 def test_code_rows_of_every_shape(
     tmp_path: Path, row: dict[str, object], reference: dict[str, object]
 ) -> None:
-    source = JsonLines(_file(tmp_path, [{"question": "Write it.", **row}], Source.code))
+    source = RowFile(_file(tmp_path, [{"question": "Write it.", **row}], Source.code))
     problem = source.problem(0)
     assert (problem.kind, problem.worked) == (TaskKind.code, None)
     assert json.loads(problem.reference) == reference
 
 
 def test_a_code_row_with_a_solution(tmp_path: Path) -> None:
-    problem = JsonLines(_file(tmp_path, [MBPP], Source.code)).problem(0)
+    problem = RowFile(_file(tmp_path, [MBPP], Source.code)).problem(0)
     assert problem.question == "Add."
     assert json.loads(problem.reference) == {
         "tests": ["assert add(1, 2) == 3"],
@@ -119,7 +122,7 @@ def test_a_code_row_with_a_solution(tmp_path: Path) -> None:
 
 
 def test_instructions(tmp_path: Path) -> None:
-    problem = JsonLines(_file(tmp_path, [IFBENCH], Source.instructions)).problem(0)
+    problem = RowFile(_file(tmp_path, [IFBENCH], Source.instructions)).problem(0)
     assert (problem.kind, problem.question) == (TaskKind.instructions, "Say hello.")
     assert json.loads(problem.reference) == {
         "instruction_id_list": ["count:numbers"],
@@ -134,7 +137,7 @@ def test_whole_tasks(tmp_path: Path) -> None:
     assert task.messages[0].content == "1+1?\nBox it."
     assert (task.kind, task.reference, task.token_budget) == (TaskKind.math, "2", 48)
     assert task.tags == ("words", "sums", "easy")
-    assert JsonLines(config.families[0]).problem(0).question == "1+1?"
+    assert RowFile(config.families[0]).problem(0).question == "1+1?"
 
 
 def test_an_instruction_does_not_move_a_task_to_the_other_split(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_gzip_the_data_folder_and_the_instruction(
         path="${TEMPER_DATA}/rows.jsonl.gz",
         instruction="Box it.",
     )
-    assert JsonLines(family).problem(0).messages[0].content == "2 pens cost $3 each?\nBox it."
+    assert RowFile(family).problem(0).messages[0].content == "2 pens cost $3 each?\nBox it."
     monkeypatch.delenv("TEMPER_DATA")
     assert expand("${TEMPER_DATA}/x") == Path("../shared/data/x")
 
@@ -173,7 +176,7 @@ def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
     text = json.dumps(row, ensure_ascii=False)
     (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{text}\r\n{text}\n".encode())
     family = FamilyConfig(source=Source.gsm8k, name="w", path=str(tmp_path / "rows.jsonl"))
-    source = JsonLines(family)
+    source = RowFile(family)
     assert source.size == 2
     assert source.problem(1).question == row["question"]
 
@@ -195,8 +198,12 @@ def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
             {"question": "\ud800", "answer": "#### 1"},
             "line 2: a text holds half of a",
         ),
-        (Source.gsm8k, '{"question": ' + "9" * 5000 + "}", "line 2: Exceeds the limit"),
-        (Source.gsm8k, "[" * 100_000, "line 2: maximum recursion"),
+        (
+            Source.gsm8k,
+            '{"question": ' + "9" * 5000 + "}",
+            "line 2: the row is no JSON that can be read: Exceeds",
+        ),
+        (Source.gsm8k, "[" * 100_000, "line 2: the row is no JSON that can be read: maximum"),
         (Source.deepmath, {"prompt": "q"}, "line 2: the row has no gold answer: give it"),
         (Source.deepmath, {"ground_truth": "1"}, "line 2: the row has no question: give it"),
         (Source.deepmath, {"messages": [{}], "ground_truth": "1"}, "line 2: key 'messages'"),
@@ -206,7 +213,7 @@ def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
 def test_a_bad_row_is_named(tmp_path: Path, source: Source, row: object, message: str) -> None:
     good = GSM8K if source is Source.gsm8k else DEEPMATH
     with pytest.raises(DataError, match=rf"rows\.jsonl, {message}"):
-        JsonLines(_file(tmp_path, [good, row, good], source))
+        RowFile(_file(tmp_path, [good, row, good], source))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,7 @@ def test_a_bad_row_of_every_shape_is_named(
 ) -> None:
     good = {Source.code: MBPP, Source.instructions: IFBENCH, Source.tasks: TASK}[source]
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: {message}"):
-        JsonLines(_file(tmp_path, [good, {**good, **change}], source))
+        RowFile(_file(tmp_path, [good, {**good, **change}], source))
 
 
 def test_an_open_task_needs_no_reference(tmp_path: Path) -> None:
@@ -248,7 +255,7 @@ def test_an_open_task_needs_no_reference(tmp_path: Path) -> None:
 def test_open_rows_bring_their_own_rubrics(tmp_path: Path) -> None:
     own = {"name": "rhymes", "text": "It rhymes.", "weight": 2, "mandatory": True}
     rows = [{"prompt": "Write a verse.", "rubrics": [own]}, {"prompt": "Write prose."}]
-    source = JsonLines(_file(tmp_path, [*rows], Source.open))
+    source = RowFile(_file(tmp_path, [*rows], Source.open))
     first, second = source.problem(0), source.problem(1)
     assert (first.kind, first.question, first.reference) == (TaskKind.open, "Write a verse.", "")
     assert first.rubrics == (Rubric(name="rhymes", text="It rhymes.", weight=2.0, mandatory=True),)
@@ -265,7 +272,7 @@ def test_rubrics_survive_a_task_file(tmp_path: Path) -> None:
         token_budget=9,
         rubrics=(own,),
     )
-    source = JsonLines(_file(tmp_path, [asdict(task)], Source.tasks))
+    source = RowFile(_file(tmp_path, [asdict(task)], Source.tasks))
     assert source.problem(0).rubrics == (own,)
 
 
@@ -280,7 +287,7 @@ def test_rubrics_survive_a_task_file(tmp_path: Path) -> None:
 )
 def test_bad_rubrics_of_a_row_are_named(tmp_path: Path, rubrics: object, said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)) as raised:
-        JsonLines(_file(tmp_path, [{"prompt": "Write.", "rubrics": rubrics}], Source.open))
+        RowFile(_file(tmp_path, [{"prompt": "Write.", "rubrics": rubrics}], Source.open))
     assert "line 1: key 'rubrics'" in str(raised.value)
 
 
@@ -288,7 +295,7 @@ def test_rows_with_unreadable_golds_are_left_out_and_counted(tmp_path: Path) -> 
     golds = ["1/2", r"(\ker g)^*", "Yes", r"\frac{\pi}{4}", r"I \otimes I"]
     rows: list[object] = [{"prompt": f"q{n}", "ground_truth": g} for n, g in enumerate(golds)]
     family = _file(tmp_path, rows, Source.deepmath)
-    source = JsonLines(family)
+    source = RowFile(family)
     assert source.size == 3
     assert [source.problem(n).question for n in range(3)] == ["q0", "q2", "q3"]
     stream = TaskStream(TasksConfig(families=[family], held_out_percent=0), Split.train)
@@ -297,7 +304,7 @@ def test_rows_with_unreadable_golds_are_left_out_and_counted(tmp_path: Path) -> 
         f"{tmp_path}/rows.jsonl, lines 2, 5"
     ]
     with pytest.raises(DataError, match=r"holds no rows: .* \(families\[words\]: 1 of 1 rows"):
-        JsonLines(_file(tmp_path, rows[1:2], Source.deepmath))
+        RowFile(_file(tmp_path, rows[1:2], Source.deepmath))
 
 
 def test_an_unset_data_folder_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -305,10 +312,10 @@ def test_an_unset_data_folder_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TEMPER_DATA", raising=False)
     with pytest.raises(DataError, match=r"TEMPER_DATA is not set and stands for \.\./shared/data"):
-        JsonLines(family)
+        RowFile(family)
     monkeypatch.setenv("TEMPER_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"no\.jsonl") as raised:
-        JsonLines(family)
+        RowFile(family)
     assert "not set" not in str(raised.value)
 
 
@@ -321,12 +328,52 @@ def test_generators_are_checked_without_their_files() -> None:
         )
 
 
+def test_rows_in_parquet_are_those_in_json(tmp_path: Path) -> None:
+    verl = {
+        "data_source": "sums",
+        "prompt": [{"role": "user", "content": "1+1?"}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "answer": math.nan,  # as a table has it where other rows have a number
+    }
+    plain = {"prompt": [{"role": "user", "content": "2+1?"}], "answer": 3.0}
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([verl, plain]), path)
+    family = FamilyConfig(source=Source.deepmath, name="sums", path=str(path), instruction="Box.")
+    source = RowFile(family)
+    first, second = source.problem(0), source.problem(1)
+    assert (first.messages[0].content, first.reference) == ("1+1?\nBox.", "2")
+    assert (second.question, second.reference) == ("2+1?", "3.0")
+
+
+def test_rows_of_parquet_may_lack_what_others_have(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([IFBENCH]), path)
+    family = FamilyConfig(source=Source.instructions, name="rules", path=str(path))
+    assert json.loads(RowFile(family).problem(0).reference)["kwargs"] == [{"N": 3}]
+    parquet.write_table(pyarrow.table({"prompt": [b"raw"], "ground_truth": ["2"]}), path)
+    with pytest.raises(DataError, match=r"rows\.parquet, line 1: key 'prompt' is bytes"):
+        RowFile(replace(family, source=Source.deepmath))
+
+
+def test_a_relative_path_is_told_of_with_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = FamilyConfig(source=Source.gsm8k, name="words", path="data/no.jsonl")
+    with pytest.raises(DataError) as raised:
+        RowFile(family)
+    assert str(raised.value) == (
+        f"families[words].path=data/no.jsonl: cannot read {tmp_path}/data/no.jsonl: No such file "
+        "or directory; give JSON lines in UTF-8, plain or .gz, or Parquet"
+    )
+
+
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     family = FamilyConfig(source=Source.gsm8k, name="words", path=str(tmp_path / "no.jsonl"))
-    with pytest.raises(DataError, match=r"families\[words\]\.path: cannot read .*no\.jsonl"):
-        JsonLines(family)
+    with pytest.raises(DataError, match=r"families\[words\]\.path=\S+: cannot read .*no\.jsonl"):
+        RowFile(family)
     with pytest.raises(DataError, match="holds no rows"):
-        JsonLines(_file(tmp_path, []))
+        RowFile(_file(tmp_path, []))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Shapes are recognised, rows are read, and what is wrong is told with its line."""
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from rewards.preference.files import PreferenceDataError, read_preferences
+from rewards.data_files import DataFileError
+from rewards.preference.files import read_preferences
 from rewards.preference.records import Preferences, ProblemKind, Shape, count_problems
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -134,21 +136,15 @@ def test_arrays_and_gzip(tmp_path: Path) -> None:
     assert read_preferences(written(tmp_path / "e.jsonl", rows[:2])).digest != first.digest
 
 
-def test_parquet_or_how_to_get_it(tmp_path: Path) -> None:
+def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "d.parquet"
-    if importlib.util.find_spec("pyarrow") is None:
-        path.write_bytes(b"PAR1")
-        with pytest.raises(PreferenceDataError, match="pip install pyarrow"):
-            read_preferences(path)
-        return
-    pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
     rows = [{"id": "1", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Math"}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     source = read_preferences(path)
     assert source.shape is Shape.reward_bench_2
     assert source.rows[0].responses == ("a", "b", "c")
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(PreferenceDataError, match="cannot read"):
+    with pytest.raises(DataFileError, match="cannot read"):
         read_preferences(path)
 
 
@@ -162,16 +158,16 @@ def test_parquet_or_how_to_get_it(tmp_path: Path) -> None:
 )
 def test_files_of_no_use(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "d.jsonl").write_text(text)
-    with pytest.raises(PreferenceDataError, match=message):
+    with pytest.raises(DataFileError, match=message):
         read_preferences(tmp_path / "d.jsonl")
 
 
 def test_files_that_are_not_there_or_cut(tmp_path: Path) -> None:
-    with pytest.raises(PreferenceDataError, match="cannot read"):
+    with pytest.raises(DataFileError, match="cannot read"):
         read_preferences(tmp_path / "none.jsonl")
     whole = gzip.compress(json.dumps(PAIR).encode() * 500)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PreferenceDataError, match="cannot read"):
+    with pytest.raises(DataFileError, match="cannot read"):
         read_preferences(tmp_path / "cut.jsonl.gz")
 
 

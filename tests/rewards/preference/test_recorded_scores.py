@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rewards.preference.files import PreferenceDataError
+from rewards.data_files import DataFileError
 from rewards.preference.recorded_scores import Joined, join_scores
 from rewards.preference.records import Row, RowProblem
 from rewards.preference.score_values import score_values
@@ -102,7 +102,7 @@ def test_numbers_are_ids_too(tmp_path: Path) -> None:
 
 
 def test_a_file_for_other_rows(tmp_path: Path) -> None:
-    with pytest.raises(PreferenceDataError, match="like 'y', theirs like 'x'"):
+    with pytest.raises(DataFileError, match="like 'y', theirs like 'x'"):
         joined(tmp_path / "s.jsonl", [row("x")], [{"id": "y", "scores": [1, 2]}])
 
 
