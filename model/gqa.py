@@ -1,4 +1,4 @@
-"""Sizes of the grouped-query networks that transformers builds: Qwen3, Qwen3-MoE and Llama.
+"""Sizes of grouped-query networks that transformers builds: Qwen2, Qwen3, Llama, Mistral.
 
 Only what arithmetic needs; the network itself is transformers' own. Light: imports nothing heavy.
 """
@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-MODEL_TYPES = ("llama", "qwen3", "qwen3_moe")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 # Any other value is refused: it would change the count of parameters.
 ONLY_VALUES: dict[str, Any] = {
     "attention_bias": False,
@@ -58,7 +58,12 @@ class GqaConfig:
     @property
     def qk_norm(self) -> bool:
         """Queries and keys are normalised head by head."""
-        return self.model_type != "llama"
+        return self.model_type in ("qwen3", "qwen3_moe")
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Queries, keys and values have a bias, whatever config.json says."""
+        return self.model_type == "qwen2"
 
     @classmethod
     def from_json(cls, path: str | Path) -> "GqaConfig":

@@ -152,9 +152,10 @@ def _k2_shapes(config: K2Config, layer: int) -> Iterator[tuple[str, tuple[int, .
 def _gqa_shapes(config: GqaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, size = config.hidden_size, config.head_dim
     heads, groups = config.num_attention_heads, config.num_key_value_heads
-    yield "self_attn.q_proj.weight", (heads * size, hidden)
-    yield "self_attn.k_proj.weight", (groups * size, hidden)
-    yield "self_attn.v_proj.weight", (groups * size, hidden)
+    for name, outputs in (("q", heads), ("k", groups), ("v", groups)):
+        yield f"self_attn.{name}_proj.weight", (outputs * size, hidden)
+        if config.qkv_bias:
+            yield f"self_attn.{name}_proj.bias", (outputs * size,)
     yield "self_attn.o_proj.weight", (hidden, heads * size)
     if config.qk_norm:
         yield "self_attn.q_norm.weight", (size,)

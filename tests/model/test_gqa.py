@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import Qwen3Config, Qwen3MoeConfig
+from transformers import Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from model.gqa import GqaConfig, qwen3_0p6b
+from model.inventory import parameter_count
 
 
 def test_reads_what_transformers_writes(tmp_path: Path) -> None:
@@ -18,6 +19,21 @@ def test_reads_what_transformers_writes(tmp_path: Path) -> None:
     wide.max_position_embeddings = 40960
     wide.save_pretrained(tmp_path)
     assert GqaConfig.from_json(tmp_path / "config.json") == qwen3_0p6b()
+
+
+def test_qwen2_has_the_size_that_it_is_known_by(tmp_path: Path) -> None:
+    Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    read = GqaConfig.from_json(tmp_path / "config.json")
+    assert (read.head_dim, read.qkv_bias, read.qk_norm) == (64, True, False)
+    assert parameter_count(read) == 494_032_768  # Qwen2.5-0.5B
 
 
 @pytest.mark.parametrize(

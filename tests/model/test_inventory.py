@@ -7,6 +7,10 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -50,17 +54,21 @@ def test_gqa_tensors_are_those_of_transformers() -> None:
         "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     }  # fmt: skip
-    dense = GqaConfig(model_type="qwen3", max_position_embeddings=64, **sizes)
-    llama = GqaConfig(model_type="llama", max_position_embeddings=64, **sizes)
+    dense = [
+        GqaConfig(model_type=name, max_position_embeddings=64, **sizes)
+        for name in ("qwen3", "qwen2", "llama", "mistral")
+    ]
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     moe = GqaConfig(model_type="qwen3_moe", max_position_embeddings=64, **sizes, **experts)
     with torch.device("meta"):
         networks = (
             Qwen3ForCausalLM(Qwen3Config(**sizes)),
+            Qwen2ForCausalLM(Qwen2Config(**sizes)),
             LlamaForCausalLM(LlamaConfig(**sizes)),
+            MistralForCausalLM(MistralConfig(**sizes)),
             Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts)),
         )
-    for config, network in zip((dense, llama, moe), networks, strict=True):
+    for config, network in zip((*dense, moe), networks, strict=True):
         assert _listed(config) == {n: tuple(p.shape) for n, p in network.named_parameters()}
 
 
