@@ -49,6 +49,8 @@ class FamilyConfig:
     (explanations), or solve before they decide (judgements)."""
     instruction: str = ""
     """Added to the question on its own line, for models that do not box answers by themselves."""
+    skip_bad_rows: bool = False
+    """Of a file: rows that cannot be read are left out and counted; else the first ends the run."""
     whole: bool = False
     """Of a file in tasks.test_families: all its questions are tested on, and trained on nowhere."""
 
@@ -74,8 +76,9 @@ class FamilyConfig:
             raise ValueError(
                 f"{where}.path is missing: source {self.source.name} reads a file of rows"
             )
-        if generated and self.whole:
-            raise ValueError(f"{where}.whole is for files; source {self.source.name} has no end")
+        if generated and (self.whole or self.skip_bad_rows):
+            key = "whole" if self.whole else "skip_bad_rows"
+            raise ValueError(f"{where}.{key} is for files; source {self.source.name} has none")
         if not generated and self.options:
             known = " and ".join(source.name for source in GENERATED)
             raise ValueError(f"{where}.options are for {known}, got {sorted(self.options)}")

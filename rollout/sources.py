@@ -61,10 +61,14 @@ def first_faults(tasks: TasksConfig) -> list[str]:
     for family in (*tasks.families, *tasks.supervised_families, *tasks.test_families):
         if family.source not in GENERATED:
             try:
-                if not list(islice(_problems(family), LOOKED_AT)):
-                    faults.append(f"families[{family.name}]: {_path(family)} holds no rows")
+                first = [found for _, found in islice(_problems(family), LOOKED_AT)]
             except DataError as error:
                 faults.append(str(error))
+                continue
+            if not first:
+                faults.append(f"families[{family.name}]: {_path(family)} holds no rows")
+            bad = [found for found in first if isinstance(found, DataError)]
+            faults += [] if family.skip_bad_rows else map(str, bad[:1])
     return list(dict.fromkeys(faults))
 
 
@@ -72,8 +76,20 @@ class RowFile:
     """A file of rows (rewards.data_files), read whole, less those whose gold cannot be read."""
 
     def __init__(self, family: FamilyConfig) -> None:
-        """Read every row; `DataError` names file, line and key of the first that cannot be used."""
-        rows = dict(_problems(family))  # by line
+        """Read every row.
+
+        Raises `DataError` with file, line and key of the first that cannot be used, unless these
+        are to be left out (`skip_bad_rows`); and if no row is left.
+        """
+        rows: dict[int, Problem] = {}  # by line
+        skipped: dict[int, DataError] = {}
+        for line, found in _problems(family):
+            if isinstance(found, Problem):
+                rows[line] = found
+            elif family.skip_bad_rows:
+                skipped[line] = found
+            else:
+                raise found
         golds = sorted({row.reference for row in rows.values() if row.kind is TaskKind.math})
         bad = unreadable(tuple(golds))
         left_out = [
@@ -82,12 +98,16 @@ class RowFile:
         unusable = frozenset(left_out)
         self._problems = [row for number, row in rows.items() if number not in unusable]
         self.size: int | None = len(self._problems)
-        self.note = ""
+        of = f"of {len(rows) + len(skipped)} rows are left out"
+        notes = []
+        if skipped:
+            notes.append(f"{len(skipped)} {of}, such as {next(iter(skipped.values()))}")
         if left_out:
-            self.note = (
-                f"families[{family.name}]: {len(left_out)} of {len(rows)} rows are left out, as "
-                f"their gold answers cannot be read: {_path(family)}, lines {_first(left_out)}"
+            notes.append(
+                f"{len(left_out)} {of}, as their gold answers cannot be read: {_path(family)}, "
+                f"lines {_first(left_out)}"
             )
+        self.note = f"families[{family.name}]: {'; '.join(notes)}" if notes else ""
         if not self._problems:
             raise DataError(
                 f"{_path(family)} holds no rows: point families[{family.name}].path at another file"
@@ -138,8 +158,11 @@ def _path(family: FamilyConfig) -> Path:
     return Path(os.path.abspath(expand(family.path)))
 
 
-def _problems(family: FamilyConfig) -> Iterator[tuple[int, Problem]]:
-    """The file's rows, by line; `DataError` names file, line and key of one that cannot be used."""
+def _problems(family: FamilyConfig) -> Iterator[tuple[int, Problem | DataError]]:
+    """Every row by its line, or what is wrong with it: file, line and key.
+
+    Raises `DataError` for a file that cannot be read.
+    """
     path, read_row = _path(family), READERS[family.source]
     for found in _entries(path, family):
         try:
@@ -148,8 +171,11 @@ def _problems(family: FamilyConfig) -> Iterator[tuple[int, Problem]]:
             problem = read_row(found.values, family.instruction)
             _check_text(problem)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {found.line}: {error}") from error
-        yield found.line, problem
+            wrong = DataError(f"{path}, line {found.line}: {error}")
+            wrong.__cause__ = error
+            yield found.line, wrong
+        else:
+            yield found.line, problem
 
 
 def _entries(path: Path, family: FamilyConfig) -> Iterator[Found]:

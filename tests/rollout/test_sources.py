@@ -13,7 +13,7 @@ from rewards.rubric import Rubric, Rule
 from rewards.task import Message, Task, TaskKind
 from rollout.config import FamilyConfig, Source, TasksConfig
 from rollout.problem import DataError
-from rollout.sources import RowFile, check_generators, expand, open_source
+from rollout.sources import RowFile, check_generators, expand, first_faults, open_source
 from rollout.tasks import Split, TaskStream
 
 GSM8K = {"question": "2 pens cost $3 each?", "answer": "2*3=$<<2*3=6>>6.\nIn all.\n#### 1,006"}
@@ -305,6 +305,22 @@ def test_rows_with_unreadable_golds_are_left_out_and_counted(tmp_path: Path) -> 
     ]
     with pytest.raises(DataError, match=r"holds no rows: .* \(families\[words\]: 1 of 1 rows"):
         RowFile(_file(tmp_path, rows[1:2], Source.deepmath))
+
+
+def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows: list[object] = [GSM8K, "{", {"question": "q"}, {**GSM8K, "question": "2+2?"}]
+    family = replace(_file(tmp_path, rows), skip_bad_rows=True)
+    source = RowFile(family)
+    assert [source.problem(n).question for n in range(2)] == [GSM8K["question"], "2+2?"]
+    assert source.size == 2
+    assert source.note.startswith(
+        f"families[words]: 2 of 4 rows are left out, such as {tmp_path}/rows.jsonl, line 2: the row"
+    )
+    with pytest.raises(DataError, match=r"holds no rows: .* 1 of 1 rows are left out, such as"):
+        RowFile(replace(_file(tmp_path, ["{"]), skip_bad_rows=True))
+    assert not first_faults(TasksConfig(families=[family]))
+    (fault,) = first_faults(TasksConfig(families=[replace(_file(tmp_path, rows))] * 2))
+    assert "line 2: the row is not valid JSON" in fault
 
 
 def test_an_unset_data_folder_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
