@@ -150,7 +150,9 @@ class SleepingLearner:
     def __init__(self, engine: SleepingEngine, tokens_per_s: float) -> None:
         self._engine, self._rate = engine, tokens_per_s
 
-    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+    async def update(
+        self, minibatches: Sequence[Batch], ptx: Sequence[Batch | None]
+    ) -> dict[str, float]:
         """Sleep; how long it took."""
         clock = asyncio.get_running_loop().time
         start = clock()

@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "tiktoken.model",
     "tokenization_kimi.py",
+    "tokenization_moonshot.py",
 )
 
 

@@ -139,14 +139,14 @@ def pack(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def shares_of(batch: Batch, size: int) -> list[Batch | None]:
+def shares_of(batch: Batch | None, size: int) -> list[Batch | None]:
     """The sequences that each of `size` learner shards trains on; None if there are none for it.
 
     Longest first, each to the shard with the fewest tokens so far. A share keeps the totals of the
     whole, so that the sum of the shards' losses is the whole's loss.
     """
-    if size == 1:
-        return [batch]
+    if batch is None or size == 1:
+        return [batch] * size
     load = [(0, shard) for shard in range(size)]  # a heap of (tokens, shard)
     shares: list[list[int]] = [[] for _ in range(size)]
     for index in sorted(range(len(batch.lengths)), key=lambda i: (-batch.lengths[i], i)):

@@ -6,9 +6,10 @@ them at the same time with the same arguments, and each takes its share.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -114,11 +115,11 @@ class Learner:
 
         Args:
             minibatches: disjoint shares of the iteration's groups.
-            ptx: supervised sequences for each minibatch; empty for none.
+            ptx: supervised sequences for each minibatch, None for one without; empty for none.
 
         Returns:
-            Metrics by name, over all shards, averaged over the steps; `mismatch/` is of the
-            weights that the iteration starts with (`rl.mismatch`).
+            Metrics by name, over all shards, averaged over the steps that have them; `mismatch/`
+            is of the weights that the iteration starts with (`rl.mismatch`).
 
         Raises:
             FloatingPointError: too many steps in a row were passed over (`Shard.step`).
@@ -145,9 +146,7 @@ class Learner:
                 skipped += 1
             else:
                 steps.append(policy_metrics(totals) | _metrics(report))
-        result = (
-            {name: sum(m[name] for m in steps) / len(steps) for name in steps[0]} if steps else {}
-        )
+        result = {name: fmean(values) for name, values in _by_name(steps).items()}
         result["faults/skipped_steps"] = float(skipped)
         result |= self._mismatch(objective)
         result["optim/learning_rate"] = rate
@@ -372,3 +371,9 @@ def _metrics(report: StepReport) -> dict[str, float]:
         "optim/update_rms": report.update_rms,
         "optim/grad_norm": report.grad_norm,
     }
+
+
+def _by_name(steps: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The values of each metric; not every step has a PTX loss."""
+    names = dict.fromkeys(name for metrics in steps for name in metrics)
+    return {name: [metrics[name] for metrics in steps if name in metrics] for name in names}

@@ -12,7 +12,7 @@ The engine and the learner are protocols: processes of a cluster, or fakes in a 
 """
 
 import asyncio
-import math
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Course:
     task_at: Callable[[int, int], Task | None]
     """The task at a position of the training stream, and at the step that it is asked for; None
     passes it over."""
-    ptx_at: Callable[[int], Sequence[Batch]] = lambda step: []
+    ptx_at: Callable[[int], Sequence[Batch | None]] = lambda step: []
     """The supervised batches that join a step, one per minibatch."""
     observe: Callable[[int, Group], object] = nothing_observed
     """Sees a group as soon as it is complete, with the step that it was asked for."""
@@ -82,7 +82,9 @@ class Rollouts(Protocol):
 class Policy(Protocol):
     """The learner and its way to the engines."""
 
-    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+    async def update(
+        self, minibatches: Sequence[Batch], ptx: Sequence[Batch | None]
+    ) -> dict[str, float]:
         """One iteration of the optimiser; metrics by name."""
         ...
 
@@ -264,15 +266,18 @@ class Loop:
         return found
 
     def _minibatches(self, step: int, groups: Sequence[Group]) -> list[Batch]:
-        """The step's groups in equal shares, one per optimiser step; fewer if groups are few.
+        """The step's groups in shares that differ by one at most, one per optimiser step; fewer if
+        groups are few.
 
-        Groups that the critic could not rank have no reward to learn from.
+        Muon's steps are as long for one group as for four. Groups that the critic could not rank
+        have no reward to learn from.
         """
         groups = [group for group in groups if not group.skipped]
-        share = math.ceil(len(groups) / self._config.objective.minibatches) or 1
+        shares = min(len(groups), self._config.objective.minibatches)
+        borders = [len(groups) * share // shares for share in range(shares + 1)] if shares else []
         return [
-            pack([s for g in groups[first : first + share] for s in self._samples(step, g)])
-            for first in range(0, len(groups), share)
+            pack([s for group in groups[first:last] for s in self._samples(step, group)])
+            for first, last in itertools.pairwise(borders)
         ]
 
     def _samples(self, step: int, group: Group) -> list[Sample]:

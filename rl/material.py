@@ -98,25 +98,24 @@ class Material:
             sequences.append((prompt + response)[: self._longest - 1])
         return sequences
 
-    def ptx_at(self, step: int) -> list[Batch]:
-        """The supervised batches that join `step`, one per minibatch; none if one would be empty:
-        many tasks have no worked solution."""
+    def ptx_at(self, step: int) -> list[Batch | None]:
+        """The supervised batch that joins each minibatch of `step`; None if no task drawn for it
+        has a worked solution, as many have none."""
         objective = self._config.objective
         count, parts = objective.ptx_sequences, objective.minibatches
         if count == 0 or objective.ptx_weight == 0:
             return []
         first = step * count * parts
         drawn = [self.supervised.batch(first + i * count, count) for i in range(parts)]
-        batches = [batch for batch in drawn if batch is not None]
-        if len(batches) == parts:
-            return batches
-        if not self._without_ptx:
-            self._say(
-                f"step {step + 1} has no PTX loss: of {count} tasks (objective.ptx_sequences) none "
-                "has a worked solution that fits; neither may later steps, without a word"
-            )
-        self._without_ptx = True
-        return []
+        if all(batch is None for batch in drawn):
+            if not self._without_ptx:
+                self._say(
+                    f"step {step + 1} has no PTX loss: of {count * parts} tasks "
+                    "(objective.ptx_sequences, objective.minibatches) none has a worked solution "
+                    "that fits; neither may later steps, without a word"
+                )
+            self._without_ptx = True
+        return drawn
 
     def _why_not(self, task: Task) -> str:
         return (

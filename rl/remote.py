@@ -107,7 +107,7 @@ class RemoteLearner:
         match argument:
             case Batch():
                 return [self._share(share) for share in shares_of(argument, size)]
-            case [Batch(), *_]:
+            case [Batch() | None, *_]:
                 of_each = zip(*(shares_of(batch, size) for batch in argument), strict=True)
                 return [self._share(shares) for shares in of_each]
             case _:
@@ -158,7 +158,9 @@ class RemotePolicy:
         self._tolerance = tolerance
         self._version = 0  # published last
 
-    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+    async def update(
+        self, minibatches: Sequence[Batch], ptx: Sequence[Batch | None]
+    ) -> dict[str, float]:
         """One iteration of the optimiser."""
         metrics = await self._learner.call("update", minibatches, ptx)
         self._restarts.progress(self._version + 1)

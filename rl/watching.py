@@ -212,7 +212,9 @@ class TimedPolicy:
         """Pass everything on to `policy`."""
         self._part, self._watch = policy, watch
 
-    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+    async def update(
+        self, minibatches: Sequence[Batch], ptx: Sequence[Batch | None]
+    ) -> dict[str, float]:
         """One iteration of the optimiser."""
         step = self._watch.groups_came()
         with self._watch.doing("learner", "the update", f"of step {step}"):

@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from rewards.task import Message
+from rollout.tokenizer import load_tokenizer
 
 
 class Renderer:
@@ -17,7 +16,7 @@ class Renderer:
 
     def __init__(self, path: str | Path) -> None:
         """Load the tokenizer; raise `ValueError` if it cannot end a turn."""
-        self._tokenizer = AutoTokenizer.from_pretrained(str(path))
+        self._tokenizer = load_tokenizer(Path(path))
         if not self._tokenizer.chat_template:
             raise ValueError(f"the tokenizer in {path} has no chat template: save one with it")
         self.vocab_size = len(self._tokenizer)

@@ -182,13 +182,13 @@ def main() -> None:
     followed, own = (learner.compare(routed, replay) for replay in (True, False))
     k2p5 = learner.update(minibatches, [])
     objective.kind = Kind.gspo
-    gspo = learner.update(minibatches, [])
+    # One sequence: the second shard has nothing of it; the first minibatch has no PTX.
+    supervised = mine(pack([supervised_sample([1, 2], [3, 4, 5])]))
+    gspo = learner.update(minibatches, [None, supervised])
     trained = learner.publish(2).probe_logprobs
     learner.release(2)
     unpublished = publish_with_full_memory(learner, rank, 3) if size > 1 else None
     published_again = learner.publish(3).probe_logprobs
-    # One sequence: the second shard has nothing again.
-    supervised = mine(pack([supervised_sample([1, 2], [3, 4, 5])]))
     losses = learner.supervise([supervised] * 2, [1e-3] * 2)
     told = {
         "losses": losses,

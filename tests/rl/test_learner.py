@@ -79,6 +79,16 @@ def test_the_learning_rate_is_that_of_the_published_version(told: list[dict[str,
     assert rates == pytest.approx([2e-4 * 2 / 4] * 4)
 
 
+def test_a_minibatch_may_have_no_ptx_where_another_has(
+    all_told: dict[int, list[dict[str, Any]]],
+) -> None:
+    found = [shard["gspo"]["objective/ptx"] for shards in all_told.values() for shard in shards]
+    assert found[0] > 0 and found == pytest.approx([found[0]] * 3, rel=1e-4)
+    assert all(
+        "objective/ptx" not in shard["k2p5"] for shards in all_told.values() for shard in shards
+    )
+
+
 def test_the_shards_publish_every_tensor_once(folder: Path, told: list[dict[str, Any]]) -> None:
     first, second = (set(part["tensors"]) for part in told)
     assert first and second and not first & second

@@ -106,12 +106,16 @@ class FakePolicy:
         self.rollouts = rollouts
         self.updates: list[list[int]] = []  # ids in the loss, prompts and masked tokens left out
         self.lags: list[set[int]] = []
+        self.sizes: list[list[int]] = []  # samples of each minibatch
         self.fail_at = fail_at
 
-    async def update(self, minibatches: Sequence[Batch], ptx: Sequence[Batch]) -> dict[str, float]:
+    async def update(
+        self, minibatches: Sequence[Batch], ptx: Sequence[Batch | None]
+    ) -> dict[str, float]:
         if len(self.updates) == self.fail_at:
             raise FloatingPointError("log-probs are not finite")
         version = self.rollouts.version
+        self.sizes.append([len(batch.samples) for batch in minibatches])
         await asyncio.sleep(1.0)
         self.updates.append([i for b in minibatches for i in b.ids[b.loss_mask].tolist()])
         self.lags.append(
@@ -442,6 +446,17 @@ def test_positions_that_are_passed_over_leave_smaller_steps(simulate) -> None:
     assert [step.number for step in run.steps] == [1, 2, 3]
     assert "reward/mean" not in run.steps[1].metrics
     assert run.steps[-1].journal == JournalState(end=12, passed_over=5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "shares"),
+    [(13, [3, 3, 3, 4]), (9, [2, 2, 2, 3]), (8, [2] * 4), (5, [1, 1, 1, 2]), (3, [1] * 3)],
+)
+def test_minibatches_differ_by_one_group_at_most(simulate, groups: int, shares: list[int]) -> None:
+    config = replace(_config(0, steps=1, size=16), objective=ObjectiveConfig(minibatches=4))
+    course = Course(task_at=lambda at, step: _task(at) if at < groups else None)
+    run = _run(simulate, config, course=course)
+    assert run.policy.sizes == [[2 * share for share in shares]]
 
 
 def test_groups_that_could_not_be_ranked_are_not_trained_on(simulate) -> None:

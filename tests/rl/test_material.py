@@ -137,9 +137,22 @@ def test_a_step_whose_tasks_have_no_solution_that_fits_has_no_ptx_and_says_so_on
     material.check()
     assert "join every step (PTX) with weight 0.1; objective.ptx_weight=0" in said.pop()
     material = _material(_config(tmp_path, [True] * 90, *overrides), renderer, said)
-    assert [material.ptx_at(step) for step in range(3)] == [[], [], []]
+    assert [material.ptx_at(step) for step in range(3)] == [[None, None]] * 3
     (line,) = said
-    assert line.startswith("step 1 has no PTX loss: of 4 tasks")
+    assert line.startswith("step 1 has no PTX loss: of 8 tasks")
+
+
+def test_a_minibatch_without_solutions_takes_none_from_the_others(
+    tmp_path: Path, renderer: Renderer
+) -> None:
+    said: list[str] = []
+    overrides = ["objective.ptx_sequences=2", "objective.ptx_weight=0.1", "objective.minibatches=4"]
+    without = [number % 4 != 0 for number in range(90)]
+    material = _material(_config(tmp_path, without, *overrides), renderer, said)
+    found = [material.ptx_at(step) for step in range(6)]
+    mixed = [batches for batches in found if None in batches and any(batches)]
+    assert mixed
+    assert sum(len(batch.samples) for batches in found for batch in batches if batch) > 8
 
 
 def test_a_prompt_counts_strangers_words_as_they_are_sent(renderer: Renderer) -> None:
