@@ -10,15 +10,17 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf, SCMode
+from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.config import TrainConfig
 from rl.errors import BadInput
-from rl.recipe_keys import check_keys, is_free, keys_of, nearest, nearest_key
+from rl.overrides import apply
+from rl.recipe_keys import check_keys, keys_of, nearest, nearest_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 SUFFIXES = {".yaml", ".yml"}
+UNREADABLE = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 KEY = "full_key: "  # how OmegaConf's messages name it, on a line of its own
 QUOTING = (
     "Put it into a recipe file; or, in single quotes for the shell, keys without quotes and with "
@@ -41,13 +43,15 @@ def load_recipe(recipe: str, overrides: Sequence[str]) -> TrainConfig:
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     try:
         with initialize_config_dir(config_dir=str(path.parent), version_base="1.3"):
-            composed = compose(config_name=path.stem, overrides=[_for_hydra(o) for o in overrides])
+            # A recipe of one's own may build on one of ours.
+            composed = compose(path.stem, overrides=[f"hydra.searchpath=[file://{RECIPES}]"])
         if OmegaConf.get_type(composed) is not TrainConfig:
             raise ValueError('begin it with "defaults: [schema, _self_]"')
+        apply(composed, overrides)
         config = _typed(composed)
         if not config.tasks.families:
             raise ValueError("tasks.families is empty: name at least one family")
-    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise BadInput(f"recipe {path}: {_first_cause(error, path, overrides)}") from error
     return config
 
@@ -68,9 +72,10 @@ def from_run(run_dir: Path, overrides: Sequence[str]) -> TrainConfig:
     check_run(run_dir)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
-        merged.merge_with_dotlist([override.lstrip("+") for override in overrides])
+        assert isinstance(merged, DictConfig)
+        apply(merged, overrides)
         return _typed(merged)
-    except (OSError, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise BadInput(f"{path}: {_first_cause(error, path, overrides)}") from error
 
 
@@ -128,14 +133,6 @@ def _names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _for_hydra(override: str) -> str:
-    """`families[0].name=x` as Hydra knows it, `families.0.name=x`; where a recipe may name keys of
-    its own, one that it has not yet needs no `+`."""
-    key, equals, value = override.partition("=")
-    add = "" if key.startswith(("+", "~")) or not is_free(key) else "++"
-    return add + re.sub(r"\[(\d+)\]", r".\1", key) + equals + value
-
-
 def _first_cause(error: BaseException, path: Path, overrides: Sequence[str]) -> str:
     """The innermost message: Hydra wraps what OmegaConf or a settings class said."""
     cause = error
@@ -185,7 +182,8 @@ def _typed(composed: Any) -> TrainConfig:
     """The settings, each checked by its class."""
     given = OmegaConf.to_container(composed, structured_config_mode=SCMode.DICT)
     assert isinstance(given, dict)
-    given["tasks"] = _plain_variables(given["tasks"])
+    if "tasks" in given:
+        given["tasks"] = _plain_variables(given["tasks"])
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), given))
     assert isinstance(config, TrainConfig)
     return config
