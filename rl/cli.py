@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 
 from rl.cli_doctor import doctor
+from rl.cli_export import export
 from rl.cli_judges import eval_reward
 from rl.cli_verify import eval_verifier, verify
 
@@ -40,6 +40,19 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the resolved recipe and its plan, and stop. Exit code 1: it does not fit.",
+    ),
+]
+Revive = Annotated[
+    bool,
+    typer.Option(
+        "--revive", help="Go on by itself when the driver is killed, as with resume=true."
+    ),
+]
 Hardware = Annotated[
     str | None,
     typer.Option(
@@ -48,17 +61,6 @@ Hardware = Annotated[
         "Default: cpu for the tiny model, else H800.",
     ),
 ]
-
-
-class Storage(StrEnum):
-    """How `temper export` writes weights."""
-
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-    fp8 = "fp8"
-    int4 = "int4"
-
-
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
 
 
@@ -66,19 +68,8 @@ Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Print the resolved recipe and its plan, and stop. Exit code 1: it does not fit.",
-        ),
-    ] = False,
-    revive: Annotated[
-        bool,
-        typer.Option(
-            "--revive", help="Go on by itself when the driver is killed, as with resume=true."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
+    revive: Revive = False,
     as_json: Json = False,
 ) -> None:
     """Train by RL, with the recipe's supervised start before it.
@@ -116,6 +107,34 @@ def train(
         typer.echo(json.dumps(asdict(summary)))
 
 
+@app.command()
+def launch(
+    cluster: Annotated[
+        str,
+        typer.Argument(help="Where Ray's head is: HOST:PORT, or auto on a node of the cluster."),
+    ],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    revive: Revive = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a Ray cluster that is up: `temper train` with cluster.ray_address=CLUSTER.
+
+    \b
+    temper launch auto my_recipe run_dir=/shared/runs/my_run     on any node of the cluster
+    temper launch 10.0.0.1:6379 moonlight_16b --dry-run          its recipe and plan
+
+    Every host needs Temper and a folder that all see: docs/cluster.md.
+    """
+    from rl.errors import BadInput
+
+    given = overrides or []
+    if any(override.lstrip("+~").startswith("cluster.ray_address") for override in given):
+        raise BadInput(f"cluster.ray_address is given twice: CLUSTER is {cluster}")
+    train(recipe, [f"cluster.ray_address='{cluster}'", *given], dry_run, revive, as_json)
+
+
 def _drive(config: "TrainConfig", lost: Sequence[str] = (), *, as_json: bool) -> "Summary":
     from rl.progress import Display
     from rl.train import train as run
@@ -149,8 +168,17 @@ def evaluate(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Held-out pass@1 with 95 % intervals."""
+    """Held-out pass@1, with 95 % intervals, of a run's last checkpoint or a recipe's policy.path.
+
+    \b
+    temper evaluate runs/quickstart evaluation.tasks=500
+    temper evaluate my_recipe policy.path=DIR           another model on the same tasks
+
+    What was sampled lies in runs/NAME-evaluate, or in run_dir. A recipe without policy.path has the
+    tiny model as it was made, without training.
+    """
     from rl.checkpoint import latest_checkpoint
+    from rl.errors import BadInput
     from rl.progress import Display
     from rl.recipe import check_target, from_run, load_recipe
     from rl.run_folder import RunFolder
@@ -158,6 +186,11 @@ def evaluate(
 
     check_target(target)
     if Path(target).is_dir():
+        if any(o.lstrip("+").startswith("policy.path=") for o in overrides or []):
+            raise BadInput(
+                f"policy.path: of the run {target} the last checkpoint is evaluated; for another "
+                "model give a recipe in its place"
+            )
         folder = RunFolder(Path(target).absolute())
         config = from_run(folder.root, overrides or [])
         config.policy.path = str(latest_checkpoint(folder.checkpoints) / "model")
@@ -236,58 +269,20 @@ def plan(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(run: Run, as_json: Json = False) -> None:
     """Write reward.png and report.html of a run, finished or not."""
     from rl.report import write_report
     from rl.run_folder import RunFolder
 
     folder = RunFolder(run.absolute())
     write_report(folder)
-    typer.echo(f"report {folder.report}\nplot   {folder.plot}")
+    if as_json:
+        typer.echo(json.dumps({"report": str(folder.report), "plot": str(folder.plot)}))
+    else:
+        typer.echo(f"report {folder.report}\nplot   {folder.plot}")
 
 
-@app.command()
-def export(
-    run: Run,
-    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
-    storage: Annotated[
-        Storage | None,
-        typer.Option(
-            "--format",
-            help="fp8: blocks of 128 x 128 (not for the tiny model, whose matrices are smaller "
-            "than engines take as FP8); int4: routed experts. Default: int4 for a run with "
-            "policy.int4_experts=true, else bfloat16.",
-        ),
-    ] = None,
-) -> None:
-    """Write the run's last checkpoint as a Hugging Face folder that vLLM and transformers load.
-
-    \b
-    temper export runs/quickstart out
-    temper export runs/quickstart out --format fp8     as K2-Instruct is released
-    """
-    import torch
-
-    from model.convert import convert_checkpoint
-    from model.formats import Quantised
-    from rl.checkpoint import latest_checkpoint
-    from rl.errors import BadInput
-    from rl.recipe import check_run, from_run
-    from rl.run_folder import RunFolder
-
-    check_run(run)
-    checkpoint = latest_checkpoint(RunFolder(run.absolute()).checkpoints)
-    if out.exists():
-        raise BadInput(f"{out} exists: choose a new folder")
-    if storage is None:
-        rounded = from_run(run.absolute(), []).policy.int4_experts
-        storage = Storage.int4 if rounded else Storage.bfloat16
-    quantised = Quantised(storage.value) if storage.value in ("fp8", "int4") else None
-    dtype = torch.float32 if storage is Storage.float32 else torch.bfloat16
-    convert_checkpoint(checkpoint / "model", out, dtype, quantised=quantised)
-    typer.echo(f"exported {checkpoint.name} as {storage.value} to {out}")
-
-
+app.command()(export)
 app.command()(doctor)
 app.command()(verify)
 eval_reward.command("verifier")(eval_verifier)

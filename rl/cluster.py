@@ -116,6 +116,7 @@ class Cluster:
         self._gpus: Reserved | None = None  # the learner's
         self._transport: WeightTransport | None = None
         self._rollouts: RemoteRollouts | None = None
+        self._placed = asyncio.Event()  # the rollouts
         self._reward_watch = RewardWatch(self._judges, self.restarts)
         self._head_watch: asyncio.Task[None] | None = None
         self.slow_rewards = self._reward_watch.slow
@@ -244,7 +245,14 @@ class Cluster:
                     shared.share_with(self._rollouts)
         self._reward_watch.start(self._rollouts.fail)
         self._head_watch = asyncio.create_task(watch_head(head_address(), self._rollouts.fail))
+        self._placed.set()
         return self._rollouts
+
+    async def failed(self) -> None:
+        """Wait for what ends the run, if anything does, and raise it."""
+        await self._placed.wait()
+        assert self._rollouts is not None
+        await self._rollouts.failed()
 
     async def _sharing(
         self, learner: "asyncio.Task[RemoteLearner] | None"

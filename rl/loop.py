@@ -226,6 +226,7 @@ class Loop:
             last, busy = now, busy_now
             journal = self._buffer.journal_state
             await on_step(Step(number=step + 1, groups=groups, metrics=metrics, journal=journal))
+            del taken, groups, minibatches  # those of the next step are enough to hold
             if self._step_first:
                 await self._buffer.published(step + 1)
 

@@ -40,6 +40,7 @@ from rl.reward_pool import Item, WorkerDied
 RESTART_S = 120.0  # a new process imports sympy: 2 s, or many on a busy machine
 RESERVE_S = 120.0  # for those who have the GPUs to leave
 RESERVE_LOOK_S = 1.0
+HEAR_S = 10.0  # for a port of Ray's head
 DEAD = (
     RayActorError,
     ActorUnschedulableError,
@@ -58,10 +59,11 @@ def connect(config: ClusterConfig) -> None:
         PartLost: Ray did not come up here in its time, as on a machine that is too busy.
     """
     if config.ray_address is not None:
+        name = f"cluster.ray_address={config.ray_address}"
         try:
+            _hear(config.ray_address)
             ray.init(address=config.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            name = f"cluster.ray_address={config.ray_address}"
+        except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(f"{name} does not answer: {error}") from error
         return
     port = config.dashboard_port
@@ -86,6 +88,13 @@ def connect(config: ClusterConfig) -> None:
     except Exception as error:  # Ray has no class for it
         ray.shutdown()
         raise PartLost("Ray", f"it did not start: {error}") from error
+
+
+def _hear(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT, which Ray would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "//" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAR_S).close()
 
 
 class Actor:

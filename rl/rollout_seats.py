@@ -98,6 +98,7 @@ class RemoteRollouts:
         self._weights = asyncio.Lock()  # a new version and a joining engine take turns
         self._offer: Offer | None = None
         self._failure: BaseException | None = None
+        self._failed = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks = {asyncio.create_task(self._watch(seat)) for seat in self._seats}
 
@@ -178,9 +179,16 @@ class RemoteRollouts:
         if self._failure is not None:
             raise self._failure
 
+    async def failed(self) -> None:
+        """Wait for what ends the supervision, if anything does, and raise it: nobody may be waiting
+        for a worker then."""
+        await self._failed.wait()
+        self.check()
+
     def fail(self, failure: BaseException) -> None:
         """Let everyone who waits for a worker, or for its answer, raise this."""
         self._failure = self._failure or failure
+        self._failed.set()
         self._changed.set()
         for seat in self._seats:
             seat.given_up.set()
@@ -247,7 +255,8 @@ class RemoteRollouts:
         if part is not None:
             try:
                 busy = await within(self._timeout_s, seat.name, part.call("busy_seconds"))
-                seat.busy = seat.busy_before + busy
+                if seat.part is part:  # else it is in `busy_before` already
+                    seat.busy = seat.busy_before + busy
             except LOST as error:
                 self._lose(seat, part, error)
         return seat.busy

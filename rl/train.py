@@ -134,6 +134,7 @@ def run_parts(
         for why in lost:
             training.restarts.driver_lost(why)
         while True:
+            await asyncio.sleep(0)  # hear of a stop before anything is started
             try:
                 return training, await _attempt(training, work)
             except PartLost as error:
@@ -168,9 +169,26 @@ async def _attempt(training: Training, work: Callable[[Training], Awaitable[Resu
     _end_on_sigterm()  # again: Ray has installed a handler of its own, which leaves engines behind
     try:
         await training.place(cluster)
-        return await work(training)
+        return await _unless(cluster.failed(), work(training))
     finally:
         try:
             await training.close()
         finally:
             await cluster.shutdown()
+
+
+async def _unless(failure: Awaitable[None], work: Awaitable[Result]) -> Result:
+    """What the work returns; what `failure` raises as soon as it does.
+
+    The work may wait for the learner alone for an hour, and Ray ends who has lost its head sooner.
+    """
+    working, failing = asyncio.ensure_future(work), asyncio.ensure_future(failure)
+    try:
+        await asyncio.wait((working, failing), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            failing.result()
+        return working.result()
+    finally:
+        working.cancel()
+        failing.cancel()
+        await asyncio.gather(working, failing, return_exceptions=True)

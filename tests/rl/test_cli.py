@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from model.tiny import create_tiny
-from rl.cli import main
+from rl.cli import app, main
 from rl.config import TrainConfig
+from rl.recipe import load_recipe, to_yaml
 from rl.run_folder import open_run
 
 THREE = ("parallel.shards=3",)  # of 16 experts
@@ -173,6 +174,38 @@ def test_dry_run_prints_the_resolved_recipe(temper) -> None:  # type: ignore[no-
 def test_dry_run_as_json_is_one_document(temper) -> None:  # type: ignore[no-untyped-def]
     code, out, error = temper("train", "quickstart", "steps=7", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["fits"] and "steps: 7" in error
+
+
+COMMANDS = {"train", "sft", "evaluate", "verify", "eval-reward", "report", "plan", "launch"}
+COMMANDS |= {"export", "doctor", "profile-tasks"}
+
+
+def test_every_command_of_the_house_is_there_and_teaches(temper) -> None:  # type: ignore[no-untyped-def]
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} | {
+        group.name for group in app.registered_groups
+    } == COMMANDS
+    for command in COMMANDS:
+        code, out, _ = temper(command, "--help")
+        assert code == 0 and f"temper {command} [OPTIONS]" in out
+
+
+def test_launch_is_train_on_a_cluster(temper) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = temper("launch", "10.0.0.1:6379", "quickstart", "steps=7", "--dry-run")
+    assert code == 0 and "ray_address: 10.0.0.1:6379" in out and "steps: 7" in out
+    code, _, error = temper("launch", "auto", "quickstart", "cluster.ray_address=a:1", "--dry-run")
+    assert code == 2 and "cluster.ray_address is given twice: CLUSTER is auto" in error
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unheard.getsockname()[1]}"
+        code, _, error = temper("launch", address, "quickstart", "sft=null", "wandb=disabled")
+    assert code == 2 and f"cluster.ray_address={address} does not answer" in error
+
+
+def test_a_run_is_not_evaluated_with_another_model(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text(to_yaml(load_recipe("quickstart", [])))
+    code, _, error = temper("evaluate", "mine", "policy.path=other")
+    assert code == 2 and "of the run mine the last checkpoint is evaluated" in error
 
 
 def test_dry_run_tells_of_files_that_a_run_would_miss(temper, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -146,8 +146,8 @@ def running(
 ) -> Iterator[tuple[psutil.Popen, RunFolder]]:
     folder = RunFolder(tmp_path / "run")
     driver = psutil.Popen(
-        [*TEMPER, "train", "quickstart", *SMALL, *(SPANNING if gpus else ()),
-         f"run_dir={folder.root}", f"cluster.ray_address={cluster.address}"],
+        [*TEMPER, "launch", cluster.address, "quickstart", *SMALL, *(SPANNING if gpus else ()),
+         f"run_dir={folder.root}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,10 +1,12 @@
 """The loop with fake engines and a fake learner, in simulated time."""
 
 import asyncio
+import gc
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -283,14 +285,17 @@ def test_a_group_that_comes_too_late_is_sampled_anew_and_then_waited_for(simulat
     assert late.metrics["time/stall"] > 3.0
 
 
-def test_a_token_beyond_the_bound_in_the_loss_ends_the_run(simulate) -> None:
+@pytest.mark.parametrize("beyond", [1, 2])
+def test_a_token_beyond_the_bound_in_the_loss_ends_the_run(simulate, beyond: int) -> None:
     class Wrong(Loop):
         def _samples(self, step: int, group: Group) -> list[Sample]:
-            return super()._samples(step - 2, group)
+            return super()._samples(step - beyond, group)
 
-    slow = FakeRollouts(lambda position, sample: 3.4 if (position, sample) == (2, 1) else 0.4)
+    seconds = 1.4 + beyond
+    slow = FakeRollouts(lambda position, k: seconds if (position, k) == (2, 1) else 0.4)
     loop = Wrong(_config(1), rollouts=slow, policy=FakePolicy(slow), course=Course(task_at=_task))
-    with pytest.raises(RunFailed, match="3 versions old came into the loss of step 4: at most 1"):
+    says = f"{1 + beyond} versions old came into the loss of step {2 + beyond}: at most 1"
+    with pytest.raises(RunFailed, match=says):
         simulate(loop.run(_nothing))
 
 
@@ -414,6 +419,18 @@ def test_a_resumed_loop_asks_what_was_under_way_and_for_the_steps_to_come(simula
     assert asked == [(5, 3), (9, 3), (14, 3), (15, 3), (16, 4), (17, 4), (18, 4), (19, 4)]
 
 
+def test_groups_are_sampled_at_the_temperature_of_their_step(simulate) -> None:
+    config = _config(0, steps=4)
+    cooling = replace(config.rollout, temperature_start=1.0, temperature_end=0.4)
+    run = _run(simulate, replace(config, rollout=cooling))
+    found = [
+        {e.completion.temperature for group in step.groups for e in group.episodes}
+        for step in run.steps
+    ]
+    assert [len(each) for each in found] == [1] * 4
+    assert [each.pop() for each in found] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+
+
 def test_groups_are_observed_when_complete_and_shaped_when_trained(simulate) -> None:
     observed: list[tuple[int, str]] = []
 
@@ -457,6 +474,29 @@ def test_minibatches_differ_by_one_group_at_most(simulate, groups: int, shares: 
     course = Course(task_at=lambda at, step: _task(at) if at < groups else None)
     run = _run(simulate, config, course=course)
     assert run.policy.sizes == [[2 * share for share in shares]]
+
+
+def test_the_groups_of_a_trained_step_are_not_held_through_the_next(simulate) -> None:
+    alive: list[int] = []
+
+    class Counting(FakeRollouts):
+        async def sample(self, task: Task, **options: Any) -> Group:
+            group = await super().sample(task, **options)
+            if task.id in ("t/7", "t/11"):  # the last of a step
+                gc.collect()
+                alive.append(sum(type(each) is Group for each in gc.get_objects()))
+            return group
+
+    gc.collect()
+    before = sum(type(each) is Group for each in gc.get_objects())
+    rollouts = Counting(lambda position, sample: 5.0 + (position % 4 == 3))
+    config, done = _config(0, steps=3), Course(task_at=_task)
+
+    async def forget(step: Step) -> None:
+        pass
+
+    simulate(Loop(config, rollouts=rollouts, policy=FakePolicy(rollouts), course=done).run(forget))
+    assert [each - before for each in alive] == [4, 4]
 
 
 def test_groups_that_could_not_be_ranked_are_not_trained_on(simulate) -> None:

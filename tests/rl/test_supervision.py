@@ -453,6 +453,20 @@ def test_a_failure_reaches_those_who_wait_for_an_answer() -> None:
     _run(main)
 
 
+def test_a_failure_is_heard_where_nobody_waits() -> None:
+    async def main() -> None:
+        fleet = Fleet(1)
+        hearing = asyncio.create_task(fleet.rollouts.failed())
+        await asyncio.sleep(0.01)
+        assert not hearing.done()
+        fleet.rollouts.fail(PartLost("Ray's head", "nobody listens"))
+        with pytest.raises(PartLost, match="Ray's head was lost"):
+            await hearing
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
 def test_a_head_that_nobody_answers_for_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.part.HEAD_LOOK_S", 0.05)
 
@@ -482,6 +496,39 @@ def test_seconds_of_lost_engines_still_count() -> None:
             await asyncio.sleep(0.001)
         fleet.started[0].busy = 4.0
         assert await fleet.rollouts.busy_seconds() == 17.0
+        await fleet.rollouts.close()
+
+    _run(main)
+
+
+def test_seconds_of_an_engine_that_is_lost_while_it_is_asked_count_once() -> None:
+    async def main() -> None:
+        fleet = Fleet(1)
+        await fleet.serve(1)
+        worker, answer = fleet.workers[0], asyncio.Event()
+        worker.busy = 100.0
+        found = [await fleet.rollouts.busy_seconds()]
+        call = worker.call
+
+        async def of_a_dead_core(method: str, *args: Any) -> Any:
+            if method == "busy_seconds":
+                await answer.wait()
+                return 110.0
+            if method == "sample":
+                raise EngineError("the core died")
+            return await call(method, *args)
+
+        worker.call = of_a_dead_core  # type: ignore[method-assign]
+        asked = asyncio.create_task(fleet.rollouts.busy_seconds())
+        await asyncio.sleep(0)
+        group = asyncio.create_task(fleet.sample())
+        await asyncio.sleep(0.01)
+        answer.set()
+        found.append(await asked)
+        await group
+        fleet.started[0].busy = 3.0
+        found.append(await fleet.rollouts.busy_seconds())
+        assert found == sorted(found)
         await fleet.rollouts.close()
 
     _run(main)
@@ -645,12 +692,18 @@ def test_reward_workers_that_the_cluster_replaces_are_counted(
 
 
 class FakeCluster:
-    """Remembers that it was put away."""
+    """Remembers that it was put away; fails when it is told to."""
 
     down = 0
+    failure: ClassVar[list[Exception]] = []  # of the next cluster that looks
 
     def __init__(self, config: TrainConfig, restarts: Restarts) -> None:
         pass
+
+    async def failed(self) -> None:
+        while not FakeCluster.failure:
+            await asyncio.sleep(0.001)
+        raise FakeCluster.failure.pop()
 
     async def shutdown(self) -> None:
         FakeCluster.down += 1
@@ -682,6 +735,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], Any]
     monkeypatch.setattr("rl.train.Training", FakeTraining)
     monkeypatch.setattr("rl.train.Cluster", FakeCluster)
     FakeTraining.begun, FakeTraining.closed, FakeCluster.down = [], 0, 0
+    FakeCluster.failure.clear()
     config = TrainConfig(run_dir=str(tmp_path), cluster=ClusterConfig(max_restarts=2))
     return lambda work: run_parts(config, Display(Console(file=io.StringIO())), work)
 
@@ -763,6 +817,33 @@ def test_a_lost_learner_starts_the_run_again_where_it_can(
     assert total == 1 and training.restarts.counts == {"learner shard 1": 1}
     assert FakeTraining.begun == [False, saved]
     assert FakeTraining.closed == FakeCluster.down == 2
+
+
+def test_a_lost_head_is_heard_of_while_only_the_learner_works(run: Callable[[Any], Any]) -> None:
+    cancelled: list[int] = []
+
+    async def work(training: FakeTraining) -> str:
+        if len(FakeTraining.begun) > 1:
+            return "done"
+        FakeCluster.failure.append(PartLost("Ray's head", "nobody listens"))
+        try:
+            await asyncio.sleep(3600)  # an update: nobody waits for an engine
+        finally:
+            cancelled.append(FakeCluster.down)
+        return "never"
+
+    training, result = run(work)
+    assert result == "done" and cancelled == [0]  # what is put away is not in use any more
+    assert training.restarts.counts == {"Ray's head": 1}
+    assert FakeTraining.closed == FakeCluster.down == 2
+
+
+def test_what_a_failure_finds_done_is_kept(run: Callable[[Any], Any]) -> None:
+    async def work(training: FakeTraining) -> str:
+        return "done"
+
+    FakeCluster.failure.append(PartLost("Ray's head", "nobody listens"))
+    assert run(work)[1] == "done"
 
 
 @pytest.mark.parametrize(
