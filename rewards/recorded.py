@@ -97,7 +97,8 @@ def verify_file(
     counted. A gold answer that no grammar reads is compared as text, and counted.
 
     Raises:
-        RowError: `source` or a row cannot be read; `out` cannot be written to.
+        RowError: `source` or a row, or with `skip_bad_rows` every row, cannot be read; `out` cannot
+            be written to.
         RewardError: a row has no score through no fault of its response, or no worker starts.
         OSError: writing failed.
     """
@@ -106,6 +107,8 @@ def verify_file(
     _read_all(source, spec.kind, counted, progress)
     if counted.bad and not skip_bad_rows:
         raise RowError(report_bad_rows(source, counted.bad))
+    if counted.bad and len(counted.bad) == counted.rows:
+        raise RowError(f"no row could be read:\n{report_bad_rows(source, counted.bad)}")
     started = time.monotonic()
     lines = (line for line in lines_of(source) if line.number not in counted.bad)
     with _replacing(out) as file, ScoringPool(spec, workers) as pool:

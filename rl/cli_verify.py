@@ -64,8 +64,9 @@ def verify(
     Rows that cannot be read are named with their lines, and nothing is scored (exit code 2). A row
     that gets no score through no fault of its response, as when workers die over it, is named and
     ends the command (exit code 1). Either way OUT is not written. With --skip-bad-rows both are
-    left out of OUT and counted. A gold answer that is no mathematics we know ("the group $S_4$ or
-    a quotient of it") is answered by its own text only; such golds are counted.
+    left out of OUT and counted, unless no row can be read. A gold answer that is no mathematics we
+    know ("the group $S_4$ or a quotient of it") is answered by its own text only; such golds are
+    counted.
 
     Rows on which the verifier itself fails score 0 and are named. If they are more than 3 and more
     than 1 %, OUT is written, but the exit code is 1.

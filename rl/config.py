@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.config import MuonClipConfig, ParallelConfig, Precision, ScheduleConfig
-from rewards.config import RewardsConfig
+from rewards.config import LengthKind, RewardsConfig
 from rl.objective_config import ObjectiveConfig
 from rl.rollout_config import MOST_TEMPERATURE, RolloutConfig
 from rollout.config import Dtype, EngineConfig, TasksConfig
+
+MOST_SEED = 2**31 - 1
+"""Of `seed`: vLLM seeds NumPy, which takes less than 2**32, with it and the engine's number."""
 
 
 def _at_least(owner: object, section: str, **bounds: float) -> None:
@@ -20,6 +23,12 @@ def _at_least(owner: object, section: str, **bounds: float) -> None:
             raise ValueError(f"{key} must be at least {least}, got {value}")
         if value == math.inf:
             raise ValueError(f"{key} must be finite, got {value}")
+
+
+def _check_port(key: str, port: int | None) -> None:
+    """Raise ValueError for what is no port; None serves nothing."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"{key} must lie in [1, 65535], got {port}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,17 +64,23 @@ class SftConfig:
     """The supervised start: train on worked solutions until some held-out tasks are solved."""
 
     max_steps: int = 400
+    """The end, if target_accuracy is not reached."""
     min_steps: int = 0
     """No test before this step."""
     sequences_per_step: int = 64
+    """Worked solutions in one optimiser step."""
     learning_rate: float = 2e-3
+    """After its warm-up."""
     warmup_steps: int = 20
+    """First steps, over which the learning rate rises to its value."""
     cooldown_steps: int = 0
     """Last of max_steps, over which the learning rate falls to nothing."""
     target_accuracy: float = 0.3
     """Stop at the first test at or over this pass@1."""
     test_every: int = 20
+    """Steps between two tests."""
     test_tasks: int = 96
+    """Held-out tasks in one test."""
     threads: int = 2
     """CPU threads of the learner; generation is idle meanwhile."""
 
@@ -83,8 +98,11 @@ class EvaluationConfig:
     """Held-out tasks before and after."""
 
     tasks: int = 256
+    """How many."""
     samples: int = 2
+    """Of each."""
     temperature: float = 0.6
+    """Of these samples."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -120,6 +138,7 @@ class WeightsConfig:
     """Engines load a layer while the next one is on its way: a host that weights are sent to holds
     two layers of them, not two versions, and generation stands still meanwhile."""
     probe_sequences: int = 4
+    """Held-out solutions whose log-probs engines and learner compare for every version."""
     probe_tolerance: float | None = None
     """Largest mean |log-prob difference| between engine and learner. None: by engine dtype."""
 
@@ -142,7 +161,9 @@ class CheckpointConfig:
     """When to save, how many to keep."""
 
     every: int = 20
+    """Steps between two; there is one after the last step, too."""
     keep: int = 2
+    """Newest ones that stay on the disk."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -168,6 +189,7 @@ class ClusterConfig:
     ray_address: str | None = None
     """Ray cluster to join ("auto", "ray://host:port", "host:port"). None: start Ray here."""
     rollout_workers: int = 1
+    """Engines, each in a process of its own."""
     dashboard_port: int | None = None
     """Serve Ray's dashboard on this port. None: no dashboard."""
     object_store_bytes: int = 268435456
@@ -181,6 +203,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
+        _check_port("cluster.dashboard_port", self.dashboard_port)
         # Ray takes no less than 75 MB.
         least = {"rollout_workers": 1, "engine_timeout_s": 1, "max_restarts": 0}
         _at_least(self, "cluster", object_store_bytes=80_000_000, **least)
@@ -197,8 +220,7 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is no port."""
-        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
-            raise ValueError(f"watch.metrics_port must lie in [1, 65535], got {self.metrics_port}")
+        _check_port("watch.metrics_port", self.metrics_port)
 
 
 class WandbMode(Enum):
@@ -214,10 +236,14 @@ class TrainConfig:
     """A recipe, whole."""
 
     name: str = "run"
+    """Of the run: in its folder's name, in wandb and in Prometheus."""
     run_dir: str | None = None
     """Folder of this run. None: runs/NAME."""
     steps: int = 80
+    """RL steps in all."""
     seed: int = 0
+    """Of the tiny model's first weights and of the sampling. Which tasks there are, and which of
+    them are held out, is tasks.seed."""
     resume: bool = False
     """Continue from the last checkpoint of the run folder."""
     wandb: WandbMode = WandbMode.offline
@@ -248,6 +274,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what concerns more than one section."""
         _at_least(self, "", steps=1, seed=0)
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed must be at most {MOST_SEED}, got {self.seed}")
+        if self.engine.seed:
+            raise ValueError(
+                f"engine.seed={self.engine.seed} has no effect: every engine of a run gets a seed "
+                "of its own, made from seed; set seed instead"
+            )
         shards, engines = self.parallel.shards, self.cluster.rollout_workers
         devices = engines * self.engine.tensor_parallel_size
         if self.cluster.placement is Placement.colocated and shards != devices:
@@ -259,6 +292,15 @@ class TrainConfig:
             raise ValueError(
                 "engine.recompute_kv=false: cluster.placement=colocated drops keys and values when "
                 "engines leave the device, and must compute them again"
+            )
+        trained = {family.name for family in self.tasks.families}
+        tested = {family.name for family in self.tasks.test_families} or trained
+        # It measures right answers to held-out tasks, by the family's name.
+        if self.rewards.length.kind is LengthKind.toggle and not trained & tested:
+            raise ValueError(
+                f"rewards.length.kind=toggle measures {', '.join(sorted(tested))} "
+                "(tasks.test_families) and is to limit tasks.families of other names: give them "
+                "the same names"
             )
         wide = self.policy.dtype is Dtype.float32
         if wide and self.parallel.weights is Precision.bfloat16:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rewards.preference.page import render_page
 from rewards.preference.recorded_scores import join_scores
 from rewards.preference.records import Preferences, ProblemKind, Shape
 from rewards.preference.report import JudgeReport, make_report
-from rl.errors import BadInput, bad_input
+from rl.errors import BadInput, bad_input, writing
 
 RESULT, PAGE, JUDGEMENTS = "result.json", "report.html", "judgements.jsonl"
 
@@ -61,6 +62,7 @@ def evaluate_judge(what: Evaluation, console: Console) -> Evaluated:
     Raises:
         BadInput: files that cannot be used, or nothing that could be judged.
         RewardError: the judge is gone.
+        RunFailed: the results cannot be written.
     """
     folder = _folder(what)
     with bad_input():
@@ -68,6 +70,8 @@ def evaluate_judge(what: Evaluation, console: Console) -> Evaluated:
         how = "given" if what.shape else "recognised; --shape overrides"
         console.print(f"{what.data}: {source.read} rows of shape {source.shape.value} ({how})")
         source = _with_scores(source, what)
+    with _using(folder):  # what was judged must have a place
+        folder.mkdir(parents=True, exist_ok=True)
     kept = 0
     if what.judge is None:
         said, name = recorded_verdicts(source.rows), _recorded_name(what)
@@ -76,10 +80,10 @@ def evaluate_judge(what: Evaluation, console: Console) -> Evaluated:
         name = what.judge.name
     with bad_input():
         report = make_report(str(what.data), name, source, said)
-    folder.mkdir(parents=True, exist_ok=True)
     result, page = folder / RESULT, folder / PAGE
-    result.write_text(json.dumps(_plain(asdict(report)), ensure_ascii=True) + "\n")
-    page.write_text(render_page(report), errors="replace")
+    with writing(folder, "give the command again: no judgement is made twice"):
+        result.write_text(json.dumps(_plain(asdict(report)), ensure_ascii=True) + "\n")
+        page.write_text(render_page(report), errors="replace")
     return Evaluated(report=report, result=result, page=page, kept=kept)
 
 
@@ -110,8 +114,8 @@ def _hear(
     what: Evaluation, judge: Judge, source: Preferences, folder: Path, console: Console
 ) -> tuple[Verdicts, int]:
     """What the judge says, and how much of it was kept from before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = JudgementFile(folder / JUDGEMENTS)
+    with _using(folder):
+        kept = JudgementFile(folder / JUDGEMENTS)
     before = len(kept)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     try:
@@ -144,12 +148,22 @@ def _folder(what: Evaluation) -> Path:
         judge = what.judge.name if what.judge else what.scores.name if what.scores else "recorded"
         names = (re.sub(r"[^A-Za-z0-9.-]+", "-", each) for each in (what.data.name, judge))
         folder = Path("runs/eval-reward") / "__".join(names)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"--out {folder} is a file: name a folder")
-    there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    with _using(folder):
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"--out {folder} is a file: name a folder")
+        there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
     if there and not there & {RESULT, PAGE, JUDGEMENTS}:
         raise BadInput(f"--out {folder} holds other files: name a new folder")
     return folder
+
+
+@contextmanager
+def _using(folder: Path) -> Iterator[None]:
+    """What the disk refuses of the folder, as the user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"cannot use --out {folder}: {error.strerror or error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """What a device can do: one YAML file a machine, in `configs/hardware` or anywhere."""
 
 import dataclasses
-import difflib
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from rl.errors import BadInput
+from rl.recipe_keys import nearest
 
 OPTIONAL = {"reserved_bytes", "context_bytes", "host_bytes", "dollars_per_device_hour"}  # or 0
 ROWS = Path(__file__).resolve().parent.parent / "configs" / "hardware"
@@ -72,12 +72,12 @@ def load_hardware(hardware: str) -> Hardware:
     """Read a row by its name in `configs/hardware`, or by the path of a YAML file.
 
     Raises:
-        BadInput: no such row, an unknown or missing key, a value of the wrong kind.
+        BadInput: no such row, no text, an unknown or missing key, a value of the wrong kind.
     """
     path = _find(hardware)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"hardware {path}: {error}") from error
     if not isinstance(raw, dict):
         raise BadInput(f"hardware {path}: must hold keys and values")
@@ -96,14 +96,9 @@ def _find(hardware: str) -> Path:
     names = sorted(p.stem for p in ROWS.glob("*.yaml"))
     if hardware not in names:
         raise BadInput(
-            f"unknown hardware {hardware!r}{_nearest(hardware, names)}; known: {', '.join(names)}"
+            f"unknown hardware {hardware!r}{nearest(hardware, names)}; known: {', '.join(names)}"
         )
     return ROWS / f"{hardware}.yaml"
-
-
-def _nearest(name: str, known: typing.Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _checked(raw: dict[typing.Any, typing.Any]) -> dict[str, typing.Any]:
@@ -112,7 +107,7 @@ def _checked(raw: dict[typing.Any, typing.Any]) -> dict[str, typing.Any]:
     values: dict[str, typing.Any] = {}
     for key, value in raw.items():
         if key not in kinds:
-            raise ValueError(f"unknown key {key!r}{_nearest(str(key), list(kinds))}")
+            raise ValueError(f"unknown key {key!r}{nearest(str(key), list(kinds))}")
         values[key] = _as_kind(key, value, kinds[key])
     missing = [
         item.name

@@ -18,6 +18,7 @@ from rewards.config import LengthConfig, LengthKind
 from rewards.task import Task
 from rl.errors import BadInput
 from rl.evaluate import Sampler, passed
+from rollout.config import TasksConfig
 from rollout.episode import Episode, Group, StopReason
 
 
@@ -92,16 +93,25 @@ class LengthRecorder:
         return {name: budget for name, budget in found.items() if budget is not None}
 
 
-def length_shaping(config: LengthConfig, path: Path) -> LengthShaping:
+def length_shaping(
+    config: LengthConfig, path: Path, tasks: TasksConfig, say: Callable[[str], None]
+) -> LengthShaping:
     """What a recipe does about length, with the budgets in `path` that were measured before RL.
 
-    Raises BadInput if it needs them and they are not there.
+    `say` hears which of the families that are trained on have none, and so are not limited.
+    Raises BadInput if the budgets are needed and not there.
     """
     if config.kind is not LengthKind.toggle:
         return LengthShaping(config, {})
     if not path.is_file():
         raise BadInput(f"rewards.length.kind=toggle needs {path}: start the run anew")
-    return LengthShaping(config, json.loads(path.read_text()))
+    budgets = json.loads(path.read_text())
+    if unlimited := ", ".join(f.name for f in tasks.families if f.name not in budgets):
+        say(
+            f"rewards.length.kind=toggle does not limit {unlimited}: no held-out task of that name "
+            "was solved before RL"
+        )
+    return LengthShaping(config, budgets)
 
 
 def family(task: Task) -> str:

@@ -13,7 +13,9 @@ import matplotlib.pyplot as plt
 
 from rewards.task import Task
 from rl.difficulty import BARS, TaskProfile, Verdict, histogram
-from rl.errors import BadInput
+from rl.errors import BadInput, writing
+
+THEN = "give the command again: it goes on with what is missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class ProfileFiles:
         return self.tasks.with_suffix(".profile.jsonl")
 
     @property
+    def partial(self) -> Path:
+        """The tasks while they are being written."""
+        return self.tasks.with_suffix(".partial")
+
+    @property
     def plot(self) -> Path:
         """The histogram."""
         return self.tasks.with_suffix(".profile.png")
@@ -35,14 +42,20 @@ class ProfileFiles:
     def read(self, settings: Mapping[str, Any]) -> dict[tuple[str, str], TaskProfile]:
         """Rows of an earlier run by task and question; a last line cut by a kill is dropped.
 
-        Raises `BadInput` if they were measured under other settings, or are no such rows.
+        Raises:
+            BadInput: they were measured under other settings, or are no such rows.
+            RunFailed: the half line cannot be dropped.
         """
         if not self.profile.exists():
             return {}
-        lines = self.profile.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
+        try:
+            lines = self.profile.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise BadInput(f"cannot read {self.profile}: {error.strerror or error}") from error
+        whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):
-            self.profile.write_text("".join(whole))
+            with writing(self.profile, THEN):
+                self.profile.write_bytes(b"".join(whole))
         try:
             rows = [json.loads(line) for line in whole]
             other = any({key: row[key] for key in settings} != settings for row in rows)
@@ -59,18 +72,22 @@ class ProfileFiles:
         return {(each.task, each.question): each for each in found}
 
     def append(self, profile: TaskProfile, settings: Mapping[str, Any]) -> None:
-        """Add one row."""
+        """Add one row. Raises RunFailed where the disk refuses."""
         row = {**asdict(profile), "pass_rate": profile.pass_rate, **settings}
-        with self.profile.open("a") as file:
+        with writing(self.profile, THEN), self.profile.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def write(self, kept: Sequence[tuple[Task, str]], profiles: Sequence[TaskProfile]) -> None:
-        """The kept tasks, each with its question, and the histogram of all."""
+        """The kept tasks, each with its question, and the histogram of all.
+
+        Raises RunFailed where the disk refuses.
+        """
         rows = [json.dumps({**asdict(task), "question": question}) for task, question in kept]
-        beside = self.tasks.with_suffix(".partial")
-        beside.write_text("".join(row + "\n" for row in rows))
-        beside.replace(self.tasks)
-        _draw(profiles, self.plot)
+        with writing(self.tasks, THEN):
+            self.partial.write_text("".join(row + "\n" for row in rows))
+            self.partial.replace(self.tasks)
+        with writing(self.plot, THEN):
+            _draw(profiles, self.plot)
 
 
 def _profile(row: dict[str, Any]) -> TaskProfile:

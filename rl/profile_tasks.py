@@ -68,6 +68,10 @@ class ProfileSettings:
             raise BadInput(f"--out must name a file that ends in .jsonl, got {self.out}")
         if not self.out.absolute().parent.is_dir():
             raise BadInput(f"--out={self.out}: make its folder first")
+        files = ProfileFiles(self.out)
+        for path in (files.tasks, files.partial, files.profile, files.plot):
+            if path.is_dir():
+                raise BadInput(f"--out={self.out}: {path} is a folder; choose another name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,13 +193,13 @@ class Training:
             with self.watch.doing("engines", "the engines to start"):
                 await asyncio.wait([self._placing])
         self.rollouts = await self._placing
-        tolerance = self.config.weights.probe_tolerance
+        given = self.config.weights.probe_tolerance
         policy = RemotePolicy(
             self._learner,
             self.rollouts,
             self.restarts,
             probe=self._probe,
-            tolerance=tolerance or default_tolerance(self.config.probe_dtype),
+            tolerance=default_tolerance(self.config.probe_dtype) if given is None else given,
         )
         self.policy = self.watch.policy(policy)
         return self.rollouts
@@ -365,7 +365,8 @@ class Training:
     def _course(self) -> Course:
         """What the RL steps ask, imitate, reward and measure."""
         length, critique, material = self.config.rewards.length, self.critique, self.material
-        shape = length_shaping(length, self.folder.length_budgets).shape
+        budgets, tasks = self.folder.length_budgets, self.config.tasks
+        shape = length_shaping(length, budgets, tasks, self._say).shape
         if critique is None:
             return Course(
                 task_at=lambda at, step: material.task_at(at), ptx_at=material.ptx_at, shape=shape

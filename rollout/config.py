@@ -133,6 +133,7 @@ class TasksConfig:
 
     families: list[FamilyConfig] = field(default_factory=list)
     seed: int = 0
+    """Of the generated tasks, their order, and which are held out: any number."""
     held_out_percent: int = 10
     """Share of all questions that is only tested on; 0 if all of tasks.test_families are whole."""
     supervised_families: list[FamilyConfig] = field(default_factory=list)
@@ -176,8 +177,10 @@ class EngineConfig:
     eager: bool = True
     """Skip torch.compile and CUDA graphs: faster start, slower decode on GPU."""
     tensor_parallel_size: int = 1
+    """Devices that one engine is spread over."""
     seed: int = 0
-    """Of the sampling; two engines need two."""
+    """Of the sampling; two engines need two. Not to be set in a recipe: a run makes one for each of
+    its engines, from `seed`."""
     recompute_kv: bool = True
     """After new weights, compute keys and values of requests in flight anew. False: keep what older
     weights made of them (PipelineRL, arXiv 2509.19128), which saves a prefill at every version."""
@@ -185,6 +188,7 @@ class EngineConfig:
     """Mixtures of experts: record the experts of every token, for the learner to use the same (R3,
     arXiv 2510.11370). On CPU with eager=true only."""
     start_timeout_s: float = 300.0
+    """Longest that an engine may take until it is ready."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that vLLM would only reject minutes later."""

@@ -58,6 +58,12 @@ class TaskStream:
         self.rubric_names = {name for family in self._families for name in family.rubric_names}
         self._cycle = _cycle([family.weight for family in chosen])
         self._counts = [self._cycle.count(place) for place in range(len(chosen))]
+        for family, count in zip(chosen, self._counts, strict=True):
+            if not count:
+                raise DataError(
+                    f"families[{family.name}].weight={family.weight:g} is less than a task in "
+                    f"{CYCLE} beside the others' weights, and none would ever come: raise it"
+                )
         seen = [0] * len(self._families)
         self._ranks = []  # how often a position's family came earlier in the cycle
         for place in self._cycle:

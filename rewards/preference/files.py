@@ -26,15 +26,20 @@ def read_preferences(path: Path, shape: Shape | None = None) -> Preferences:
     """The rows of a file; what is wrong with some of them is told, not raised.
 
     Without a shape it is recognised by the keys of the first rows. Raises `DataFileError` if
-    the file cannot be read, its shape is unknown, or not one row is usable.
+    the file cannot be read, its shape is unknown, or it has no rows or not one that is usable.
     """
     found = read_objects(path)
     head = list(islice(found, LOOKED_AT))
+    if not head:
+        raise DataFileError(f"{path} is empty: it holds no rows")
     readable = [entry.values for entry in head if not entry.error]
+    if not readable:
+        tried = "no row" if len(head) < LOOKED_AT else f"none of the first {LOOKED_AT} rows"
+        raise DataFileError(f"{path}: {tried} can be read: line {head[0].line}: {head[0].error}")
     if shape is None:
         shape = recognise(readable)
     if shape is None:
-        keys = ", ".join(sorted(readable[0])) if readable else "none"
+        keys = ", ".join(sorted(readable[0])) or "none"
         raise DataFileError(
             f"{path}: no known shape has the keys {keys}; give prompt, chosen, rejected or "
             f"another of {', '.join(Shape)}, or name one with --shape"

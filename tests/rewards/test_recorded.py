@@ -100,6 +100,13 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
     assert sorted(done.bad) == [2, 3] and (done.rows, done.scored) == (3, 1)
 
 
+def test_a_file_of_bad_rows_alone_is_refused_even_if_they_may_be_skipped(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", [7, {"gold": "5"}])
+    with pytest.raises(RowError, match=r"(?s)^no row could be read:.*in line 1: .*in line 2: "):
+        verify_file(source, tmp_path / "out", MATH, workers=1, skip_bad_rows=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_a_verifier_that_fails_on_more_than_a_few_rows_is_broken() -> None:
     done = Verification(kind="math")
     for number in range(1, 401):
@@ -223,8 +230,12 @@ def test_any_file_is_scored_or_refused_whole(tmp_path: Path, content: list[bytes
         verify_file(source, out, MATH, workers=1)
     except RowError as error:
         assert " line " in str(error) and not out.exists()
-        done = verify_file(source, out, MATH, workers=1, skip_bad_rows=True)
-        assert done.bad and done.rows == done.scored + len(done.bad)
+        try:
+            done = verify_file(source, out, MATH, workers=1, skip_bad_rows=True)
+        except RowError as error:
+            assert str(error).startswith("no row could be read") and not out.exists()
+            return
+        assert done.bad and done.scored and done.rows == done.scored + len(done.bad)
     whole = sum(1 for _ in lines_of(source))
     scored = read(out)
     assert len(scored) <= whole and all(row["score"] in (0.0, 1.0) for row in scored)

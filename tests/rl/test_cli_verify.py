@@ -55,6 +55,7 @@ def test_verify_as_json_with_bad_rows_skipped(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("math", "in", "out"), "in line 2: not a JSON object"),
+        (("code", "in", "out", "--skip-bad-rows"), "no row could be read:"),
         (("math", "none", "out"), "No such file"),
         (("math", ".", "out"), "it is a folder"),
         (("math", "in", "."), "not a regular file"),

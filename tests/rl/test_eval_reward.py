@@ -1,7 +1,6 @@
 """`temper eval-reward` from files to tables, JSON and pages."""
 
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,31 +11,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from model.tiny import create_tiny
-from rl.cli import main
 
 PAIRS = Path(__file__).resolve().parent.parent / "data" / "judgebench" / "pairs.jsonl"
-
-
-@pytest.fixture
-def temper(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Any:
-    """Run the command in a folder of its own; its exit code, output and error output."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setattr(sys, "argv", ["temper", "eval-reward", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = int(done.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -48,7 +24,7 @@ def judgebench() -> list[dict[str, Any]]:
     return [json.loads(line) for line in PAIRS.read_text().splitlines()]
 
 
-def test_recorded_scores_reproduce_the_published_figure(temper: Any, tmp_path: Path) -> None:
+def test_recorded_scores_reproduce_the_published_figure(eval_reward: Any, tmp_path: Path) -> None:
     rows = judgebench()
     values = [(2, 1), (1, 2), (1, 1), (1, 2), (3, 0), (0, 3), (1, 1), (2, 1), (5, 5)]
     scores = [
@@ -56,7 +32,7 @@ def test_recorded_scores_reproduce_the_published_figure(temper: Any, tmp_path: P
         for row, (a, b) in zip(rows, values, strict=True)
     ]
     path = write(tmp_path / "scores.jsonl", scores)
-    code, out, _ = temper(str(PAIRS), "--scores", path, "--json")
+    code, out, _ = eval_reward(str(PAIRS), "--scores", path, "--json")
     found = json.loads(out)
     assert code == 0
     right = sum(
@@ -75,7 +51,7 @@ def test_recorded_scores_reproduce_the_published_figure(temper: Any, tmp_path: P
     assert page.startswith("<!doctype html>") and "Worst disagreements" in page
 
 
-def test_best_of_eight_exactly(temper: Any, tmp_path: Path) -> None:
+def test_best_of_eight_exactly(eval_reward: Any, tmp_path: Path) -> None:
     rows = [
         {
             "id": str(number),
@@ -86,7 +62,7 @@ def test_best_of_eight_exactly(temper: Any, tmp_path: Path) -> None:
         }
         for number in range(40)
     ]
-    code, out, _ = temper(write(tmp_path / "b.jsonl", rows), "--json")
+    code, out, _ = eval_reward(write(tmp_path / "b.jsonl", rows), "--json")
     found = json.loads(out)["best_of_n"]
     assert code == 0
     assert found["pass_at_1"]["value"] == pytest.approx(
@@ -95,17 +71,17 @@ def test_best_of_eight_exactly(temper: Any, tmp_path: Path) -> None:
     best = [row["correct"][row["scores"].index(7.0)] for row in rows]
     assert found["rm_at_n"]["value"] == sum(best) / 40 == found["rm_at_n_first"]
     assert found["pass_at_n"]["value"] == sum(any(row["correct"]) for row in rows) / 40
-    code, out, _ = temper("pairs", str(tmp_path / "b.jsonl"))
+    code, out, _ = eval_reward("pairs", str(tmp_path / "b.jsonl"))
     assert code == 0 and "RM@8" in out and "pass@8" in out and "report.html" in out
 
 
-def test_every_kind_of_bad_row_is_shown(temper: Any, tmp_path: Path) -> None:
+def test_every_kind_of_bad_row_is_shown(eval_reward: Any, tmp_path: Path) -> None:
     rows = judgebench()
     bad = [*rows, {**rows[0], "pair_id": "unlabelled", "label": None}, rows[1]]
     bad.append({**rows[2], "question": "another"})
     scores = [{"id": row["pair_id"], "scores": {"A": 1, "B": 0}} for row in rows[1:]]
     data, given = write(tmp_path / "d.jsonl", bad), write(tmp_path / "s.jsonl", scores)
-    code, out, _ = temper(data, "--scores", given)
+    code, out, _ = eval_reward(data, "--scores", given)
     assert code == 0
     for text in (
         "1 x row without a label",
@@ -120,28 +96,28 @@ def test_every_kind_of_bad_row_is_shown(temper: Any, tmp_path: Path) -> None:
         assert text in " ".join(out.split()), text
 
 
-def test_a_function_is_resumed_and_compared(temper: Any, tmp_path: Path) -> None:
+def test_a_function_is_resumed_and_compared(eval_reward: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def long(prompt, response):\n    return len(response)\n"
         "def first(prompt, a, b):\n    return 'A'\n"
     )
-    code, out, _ = temper(str(PAIRS), "--judge", "mine.py:long", "--out", "one")
+    code, out, _ = eval_reward(str(PAIRS), "--judge", "mine.py:long", "--out", "one")
     assert code == 0 and "judge prefers longer 100.0 %" in " ".join(out.split())
-    code, out, _ = temper(str(PAIRS), "--judge", "mine.py:long", "--out", "one")
+    code, out, _ = eval_reward(str(PAIRS), "--judge", "mine.py:long", "--out", "one")
     assert "17 judgements were kept from an earlier run" in out  # 18 texts, two the same
-    code, out, _ = temper(str(PAIRS), "--judge", "mine.py:first", "--out", "two")
+    code, out, _ = eval_reward(str(PAIRS), "--judge", "mine.py:first", "--out", "two")
     shown = " ".join(out.split())
     assert "ALWAYS SAYS A" in shown
     assert "same verdict in both orders 0/9" in shown
     assert "accuracy, first order only 44.44 %" in shown
-    code, out, _ = temper("compare", "one", "two/result.json", "--json")
+    code, out, _ = eval_reward("compare", "one", "two/result.json", "--json")
     found = json.loads(out)
     assert code == 0 and found["rows"] == 9 and found["same_data"]
     assert found["second_accuracy"]["value"] == 0.5
 
 
 def test_an_endpoint_that_fails_for_some_is_told_and_asked_again(
-    temper: Any, tmp_path: Path
+    eval_reward: Any, tmp_path: Path
 ) -> None:
     broken = True
     asked = 0
@@ -172,13 +148,13 @@ def test_an_endpoint_that_fails_for_some_is_told_and_asked_again(
         *("model=m", "concurrency=4", "--out", "o", "--json"),
     )
     try:
-        code, out, _ = temper(*command)
+        code, out, _ = eval_reward(*command)
         found = json.loads(out)
         assert code == 0 and found["judged"] < 9
         (nonsense,) = [each for each in found["problems"] if each["kind"] == "nonsense"]
         assert nonsense["count"] >= 2 and "I refuse." in nonsense["examples"][0]["why"]
         broken, before = False, asked
-        code, out, _ = temper(*command)
+        code, out, _ = eval_reward(*command)
     finally:
         server.shutdown()
         server.server_close()
@@ -186,7 +162,7 @@ def test_an_endpoint_that_fails_for_some_is_told_and_asked_again(
     assert asked - before == nonsense["count"]
 
 
-def test_a_reward_model_on_preferences(temper: Any, tmp_path: Path) -> None:
+def test_a_reward_model_on_preferences(eval_reward: Any, tmp_path: Path) -> None:
     create_tiny(tmp_path / "tiny", ["good answer, bad answer"] * 20, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
     torch.manual_seed(0)
@@ -205,15 +181,15 @@ def test_a_reward_model_on_preferences(temper: Any, tmp_path: Path) -> None:
         {"id": n, "prompt": f"p{n}", "chosen": "good " * n, "rejected": "bad"} for n in range(1, 31)
     ]
     data = write(tmp_path / "d.jsonl", rows)
-    code, out, _ = temper(data, "--judge", "reward", "--json")
+    code, out, _ = eval_reward(data, "--judge", "reward", "--json")
     found = json.loads(out)
     assert code == 0 and found["judged"] == 30
     assert found["truncated"] > 0 and any("TRUNCATED" in each for each in found["warnings"])
-    code, _, error = temper(data, "--judge", "tiny")
+    code, _, error = eval_reward(data, "--judge", "tiny")
     assert code == 2 and "a language model, not a reward model" in error
 
 
-def test_a_verifier_on_best_of_n(temper: Any, tmp_path: Path) -> None:
+def test_a_verifier_on_best_of_n(eval_reward: Any, tmp_path: Path) -> None:
     rows = [
         {
             "id": "1",
@@ -225,7 +201,7 @@ def test_a_verifier_on_best_of_n(temper: Any, tmp_path: Path) -> None:
         {"id": "2", "prompt": "3 + 3?", "responses": ["six", "7"], "correct": [1, 0]},
     ]
     data = write(tmp_path / "d.jsonl", rows)
-    code, out, _ = temper(data, "--judge", "verifier:math", "--json")
+    code, out, _ = eval_reward(data, "--judge", "verifier:math", "--json")
     found = json.loads(out)
     assert code == 0 and found["best_of_n"]["rm_at_n"]["value"] == 1.0
     assert found["judged"] == 1
@@ -251,22 +227,52 @@ def test_a_verifier_on_best_of_n(temper: Any, tmp_path: Path) -> None:
         (("compare", "a.json", "b.json"), "cannot read a.json"),
     ],
 )
-def test_bad_input_is_one_message(temper: Any, arguments: tuple[str, ...], message: str) -> None:
-    code, _, error = temper(*arguments)
+def test_bad_input_is_one_message(
+    eval_reward: Any, arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, error = eval_reward(*arguments)
     assert code == 2
     assert message in error and "Traceback" not in error
 
 
-def test_a_foreign_folder_is_left_alone(temper: Any, tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_alone(eval_reward: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     (tmp_path / "mine.py").write_text("def score(prompt, response):\n    return 1\n")
-    code, _, error = temper(str(PAIRS), "--judge", "mine.py:score", "--out", "mine")
+    code, _, error = eval_reward(str(PAIRS), "--judge", "mine.py:score", "--out", "mine")
     assert code == 2 and "holds other files" in error
     assert [each.name for each in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-def test_hostile_texts_reach_neither_terminal_nor_page(temper: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["a file", "/proc"])
+def test_a_folder_that_cannot_be_made_is_told_before_judging(
+    eval_reward: Any, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "a file").touch()
+    (tmp_path / "mine.py").write_text(
+        "def score(prompt, response):\n    open('judged', 'w')\n    return 1\n"
+    )
+    code, _, error = eval_reward(str(PAIRS), "--judge", "mine.py:score", "--out", f"{below}/x")
+    assert code == 2 and f"cannot use --out {below}/x: " in error and "Traceback" not in error
+    assert not (tmp_path / "judged").exists()
+
+
+def test_results_that_cannot_be_written_are_told(eval_reward: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(prompt, response):\n    return len(response)\n")
+    (tmp_path / "o" / "result.json").mkdir(parents=True)
+    command = (str(PAIRS), "--judge", "mine.py:score", "--out", "o")
+    code, _, error = eval_reward(*command)
+    assert code == 1 and "cannot write o: Is a directory" in error and "again" in error
+    (tmp_path / "o" / "result.json").rmdir()
+    code, out, _ = eval_reward(*command)
+    assert code == 0 and "judgements were kept" in out
+
+    (tmp_path / "p" / "judgements.jsonl").mkdir(parents=True)
+    code, _, error = eval_reward(str(PAIRS), "--judge", "mine.py:score", "--out", "p")
+    assert code == 2 and "cannot use --out p: Is a directory" in error
+
+
+def test_hostile_texts_reach_neither_terminal_nor_page(eval_reward: Any, tmp_path: Path) -> None:
     hostile = "\x1b[2J[bold]<script>\ud800"
     rows = [
         {"id": f"{n}{hostile}", "prompt": hostile, "chosen": hostile + "a", "rejected": hostile}
@@ -274,6 +280,6 @@ def test_hostile_texts_reach_neither_terminal_nor_page(temper: Any, tmp_path: Pa
         for n in range(4)
     ]
     rows.append({"id": hostile, "prompt": hostile, "chosen": hostile, "rejected": None})
-    code, out, _ = temper(write(tmp_path / "d.jsonl", rows), "--out", "o")
+    code, out, _ = eval_reward(write(tmp_path / "d.jsonl", rows), "--out", "o")
     assert code == 0 and "\x1b[2J" not in out and "[bold]<script>" in out
     assert "<script" not in (tmp_path / "o" / "report.html").read_text()

@@ -41,6 +41,12 @@ def test_a_bad_row_is_named(tmp_path: Path, old: str, new: str, message: str) ->
     assert "mine.yaml" in str(caught.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(BadInput, match=r"mine\.yaml: 'utf-8' codec can't decode byte 0xff"):
+        load_hardware(str(tmp_path / "mine.yaml"))
+
+
 def test_unknown_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"unknown hardware 'H80'; did you mean 'H800'\?"):
         load_hardware("H80")

@@ -1,12 +1,15 @@
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from rewards.config import LengthConfig, LengthKind
+from rewards.config import LengthConfig, LengthKind, RewardsConfig
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.length import LengthRecorder, LengthShaping
+from rl.config import TrainConfig
+from rl.length import LengthRecorder, LengthShaping, length_shaping
+from rollout.config import FamilyConfig, TasksConfig
 from rollout.episode import Completion, Episode, Group, StopReason
 
 TASK = Task(
@@ -79,6 +82,36 @@ def test_toggle_limits_known_families_every_other_phase() -> None:
     assert _shape(config, 4, (30, 1.0), (31, 0.0), (90, 0.0)) == [1.0, 0.0, 0.0]
     unknown = LengthShaping(config, {"products": 1}).shape(1, _group(*episodes))
     assert _totals(unknown) == [1.0, 1.0, 0.0, -0.5]
+
+
+def _tasks(trained: str, tested: str = "") -> TasksConfig:
+    def families(names: str) -> list[FamilyConfig]:
+        return [FamilyConfig(name=name) for name in names.split()]
+
+    return TasksConfig(families=families(trained), test_families=families(tested))
+
+
+def test_toggle_needs_a_family_that_is_trained_on_and_measured() -> None:
+    toggle = RewardsConfig(length=LengthConfig(kind=LengthKind.toggle))
+    for tasks in (_tasks("sums"), _tasks("sums programs", "words sums")):
+        TrainConfig(rewards=toggle, tasks=tasks)
+    apart = _tasks("sums programs", "words")
+    TrainConfig(tasks=apart)
+    with pytest.raises(
+        ValueError, match=r"measures words \(tasks\.test_families\) and is to limit"
+    ):
+        TrainConfig(rewards=toggle, tasks=apart)
+
+
+def test_families_that_toggle_does_not_limit_are_told_of(tmp_path: Path) -> None:
+    config, path = LengthConfig(kind=LengthKind.toggle), tmp_path / "budgets.json"
+    path.write_text('{"sums": 10}')
+    said: list[str] = []
+    length_shaping(config, path, _tasks("sums programs words"), said.append)
+    (line,) = said
+    assert "does not limit programs, words: no held-out task" in line
+    length_shaping(config, path, _tasks("sums"), said.append)
+    assert len(said) == 1
 
 
 class Canned:

@@ -14,7 +14,7 @@ from model.tiny import create_tiny
 from rewards.config import RewardsConfig
 from rewards.task import Message, Task, TaskKind
 from rl.difficulty import TaskProfile, Verdict
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFailed
 from rl.profile_files import ProfileFiles
 from rl.profile_tasks import (
     GUESS_PROMPT,
@@ -149,9 +149,26 @@ def test_rows_of_other_settings_are_refused_and_half_a_line_is_dropped(tmp_path:
     assert len(files.read(SETTINGS)) == 2
     with pytest.raises(BadInput, match="another model or other settings"):
         files.read({**SETTINGS, "temperature": 0.7})
-    files.profile.write_text('{"task": 3}\n')
-    with pytest.raises(BadInput, match="is no profile"):
+    for other in (b'{"task": 3}\n', b"\xff\n"):
+        files.profile.write_bytes(other)
+        with pytest.raises(BadInput, match="is no profile"):
+            files.read(SETTINGS)
+
+
+def test_what_the_disk_refuses_is_told(tmp_path: Path) -> None:
+    files = ProfileFiles(tmp_path / "chosen.jsonl")
+    for path in (files.partial, files.profile):
+        path.mkdir()
+    with pytest.raises(BadInput, match=rf"cannot read {files.profile}: Is a directory"):
         files.read(SETTINGS)
+    with pytest.raises(RunFailed, match=rf"cannot write {files.profile}: Is a directory.*again"):
+        files.append(_profile("sums/train/0"), SETTINGS)
+    with pytest.raises(RunFailed, match=rf"cannot write {files.tasks}: Is a directory.*again"):
+        files.write([], [])
+    files.partial.rmdir()
+    files.plot.mkdir()
+    with pytest.raises(RunFailed, match=rf"cannot write {files.plot}: Is a directory.*again"):
+        files.write([], [_profile("sums/train/0")])
 
 
 def test_a_plug_in_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
@@ -161,6 +178,13 @@ def test_a_plug_in_that_is_not_there_is_told_before_anything_starts(tmp_path: Pa
     with pytest.raises(BadInput, match=r"none\.py:f: no such file"):
         profile_tasks(config, settings, Display(Console(file=io.StringIO())))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.partial", "a.profile.jsonl", "a.profile.png"])
+def test_a_folder_in_the_way_is_told_before_anything_is_measured(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(BadInput, match=rf"--out={tmp_path}/a\.jsonl: .*/{name} is a folder"):
+        ProfileSettings(out=tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def test_what_differs_between_two_recipes_is_named() -> None:
         ("steps=0", "steps must be at least 1"),
         ("objective.minibatches=5", "must divide"),
         ("seed=-1", "seed must be at least 0, got -1"),
+        ("seed=99999999999999999999", "seed must be at most 2147483647, got 9999"),
+        ("engine.seed=3", "engine.seed=3 has no effect: every engine of a run gets"),
+        (
+            "cluster.dashboard_port=99999",
+            "cluster.dashboard_port must lie in [1, 65535], got 99999",
+        ),
+        ("watch.metrics_port=0", "watch.metrics_port must lie in [1, 65535], got 0"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate must be at least 0"),
         ("sft.target_accuracy=1.5", "sft.target_accuracy must lie in [0, 1], got 1.5"),
         ("sft.min_steps=-1", "sft.min_steps must be at least 0, got -1"),

@@ -86,6 +86,15 @@ def test_far_positions_cost_no_more() -> None:
     assert TaskStream(_mixture(), Split.train).at(10**9).id.endswith("/train/1000000000")
 
 
+def test_a_family_that_would_never_come_is_refused() -> None:
+    families = [FamilyConfig(name="gcd"), FamilyConfig(name="lcm", weight=0.0004)]
+    with pytest.raises(DataError, match=r"families\[lcm\]\.weight=0\.0004 is less than a task in"):
+        TaskStream(TasksConfig(families=families), Split.train)
+    families[1].weight = 0.001
+    stream = TaskStream(TasksConfig(families=families), Split.train)
+    assert "lcm" in {stream.at(position).tags[0] for position in range(2000)}
+
+
 def test_families_come_by_weight_and_evenly() -> None:
     stream = TaskStream(_mixture(), Split.train)
     names = [stream.problem(position)[0].config.name for position in range(CYCLE)]

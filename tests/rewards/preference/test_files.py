@@ -149,17 +149,28 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
-        ("", "no known shape has the keys none"),
-        ('{"a": 1}\n', "no known shape has the keys a"),
-        ('{"prompt": "p", "chosen": "a", "rejected": null}\n', "line 1: 'rejected' is missing"),
+        (b"", r"d\.jsonl is empty: it holds no rows"),
+        (b"\n \n", r"d\.jsonl is empty: it holds no rows"),
+        (b"\n\xff\n{\n", r"no row can be read: line 2: the row is not UTF-8 at byte 0"),
+        (b"{\n" * 201, r"none of the first 200 rows can be read: line 1: .* not valid JSON"),
+        (b"{}\n", "no known shape has the keys none"),
+        (b'{"a": 1}\n', "no known shape has the keys a"),
+        (b'{"prompt": "p", "chosen": "a", "rejected": null}\n', "line 1: 'rejected' is missing"),
     ],
 )
-def test_files_of_no_use(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "d.jsonl").write_text(text)
+def test_files_of_no_use(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "d.jsonl").write_bytes(content)
     with pytest.raises(DataFileError, match=message):
         read_preferences(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\n"])
+def test_a_named_shape_hides_no_empty_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "d.jsonl").write_bytes(content)
+    with pytest.raises(DataFileError, match=r"is empty: it holds|line 1: the row is not UTF-8"):
+        read_preferences(tmp_path / "d.jsonl", Shape.reward_bench_2)
 
 
 def test_files_that_are_not_there_or_cut(tmp_path: Path) -> None:
