@@ -13,15 +13,20 @@ class MuonClipConfig:
     """MuonClip (spec 2). Learning rate and decay are shared by its Muon and its AdamW part."""
 
     learning_rate: float = 2e-6
+    """After its warm-up; `schedule` may lower it over the run."""
     weight_decay: float = 0.1
+    """Decoupled: a step takes learning_rate times this of every weight."""
     muon: bool = True
     """False: AdamW for matrices too. Muon brings a model nothing that AdamW has pretrained
     (Moonlight, table 7). QK-Clip stays."""
     momentum: float = 0.95
+    """Of Muon, Nesterov's form."""
     ns_steps: int = 5
     """Newton-Schulz iterations; more than 5 bring nothing."""
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Of the running means of gradients and of their squares."""
     adam_eps: float = 1e-8
+    """Added to the root of the mean square."""
     qk_clip_tau: float = 100.0
     """Largest attention logit a head may reach before its query and key weights are scaled down."""
 

@@ -43,6 +43,7 @@ class RepetitionConfig:
     stop: bool = True
     """End the completion early. Off: it goes on to its budget."""
     ngram: int = 32
+    """Tokens of an n-gram."""
     ngram_times: int = 8
     """So many occurrences of one n-gram, none overlapping another, among the last tokens."""
     window: int = 4096

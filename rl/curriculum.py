@@ -1,4 +1,4 @@
-"""Which prompts next, and how hot they are sampled."""
+"""How hot prompts are sampled."""
 
 from rl.rollout_config import RolloutConfig
 

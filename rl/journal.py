@@ -92,7 +92,7 @@ class Journal:
         )
 
     def counts(self) -> Counter[Stage]:
-        """Positions by stage; of the pending ones, those that a run has been at before."""
+        """Positions by stage; of pending positions, only those that were started once."""
         counts = Counter(self._open.values())
         closed = self._next - len(self._open)
         counts[Stage.passed_over] = self._passed_over

@@ -87,6 +87,7 @@ class ObjectiveConfig:
     staleness_power: float = 0.0
     """Tokens sampled `lag` versions ago weigh (1 + lag)^-power."""
     ptx_weight: float = 0.05
+    """Of the supervised loss (PTX) beside the policy's. 0: none."""
     ptx_sequences: int = 16
     """Sequences of the supervised set that join each optimiser step."""
     minibatches: int = 4

@@ -4,8 +4,8 @@ Four policies meet at a loss token. The rollout sampled it, with an engine's num
 that are `lag` versions old, and recorded its log-prob. The learner starts the iteration with the
 weights of its own version (start), and takes a step on each minibatch (theta). With
 `old_logprobs=learner`, pi_old is the start: ratios and K2's rho measure how far the iteration has
-moved, and nothing of the numerics or of the age of the token; what lies between rollout and start
-is made good by the importance weight `start / rollout` (the decoupled form of PPO: Hilton et al.,
+moved, and nothing of the numerics or of the age of the token; the gap between rollout and start
+is corrected by the importance weight `start / rollout` (the decoupled form of PPO: Hilton et al.,
 arXiv 2110.00641; AReaL, arXiv 2505.24298). With `old_logprobs=rollout`, pi_old is the recorded
 policy, and ratios and rho hold all of it.
 """

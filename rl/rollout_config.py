@@ -11,11 +11,12 @@ class RolloutConfig:
     """How many attempts, how hot, how far ahead of the learner."""
 
     groups_per_step: int = 16
+    """Tasks that a step trains on."""
     samples_per_group: int = 8
     """K of the objective (k2-spec 3.1)."""
     max_staleness: int = 1
-    """Steps that generation may run ahead of the weights: (this + 1) * groups_per_step groups exist
-    at a time. 0: on-policy, nothing overlaps; more: a step takes the groups that are complete."""
+    """Steps that generation may run ahead of the weights. 0: on-policy, nothing overlaps; more: a
+    step takes the groups that are complete, and up to (2 * this + 1) * groups_per_step exist."""
     loss_max_lag: int | None = None
     """Versions that a token in the loss may be behind the weights it trains; older ones are context
     alone. None: max_staleness. More keeps early samples of slow groups in the loss."""
@@ -28,8 +29,9 @@ class RolloutConfig:
     """Samples in one engine at a time, the oldest first. None: engine.max_num_seqs and a quarter
     more, so that the engine never waits for the next."""
     temperature_start: float = 1.0
+    """Of the first step."""
     temperature_end: float = 0.7
-    """Linear from start to end over the run (K2 sec. 3.2.3)."""
+    """Of the last step; linear between them (K2 sec. 3.2.3)."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""

@@ -92,10 +92,15 @@ class TokenBudgets:
     """
 
     math: int = 16384
+    """Problems with a final answer."""
     code: int = 16384
+    """Programs that pass tests."""
     instructions: int = 4096
+    """Rules that a checker reads."""
     open: int = 4096
+    """No checkable answer: rubrics."""
     agent: int = 32768
+    """Asked once: tasks are one turn long."""
     critic: int = 2048
     """Of judgements to imitate; those of RL have rewards.critic.token_budget."""
 
