@@ -3,9 +3,10 @@
 # make test-long   the whole runs that it leaves out
 # make setup EXTRA=cuda   the same set-up for a machine with an NVIDIA GPU
 
-EXTRA ?= cpu
 PYTHON ?= python3.11
 VENV := .venv
+# That of the last set-up: `make train` after `make setup EXTRA=cuda` keeps to it.
+EXTRA ?= $(if $(wildcard $(VENV)/installed-cuda),cuda,cpu)
 BIN := $(VENV)/bin
 LOCK := requirements-$(EXTRA).lock
 STAMP := $(VENV)/installed-$(EXTRA)
@@ -39,8 +40,9 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
 
 # The lock is complete, so nothing is resolved: --no-deps. An install that finds no CPU build of torch is retried
-# with PyTorch's own index. The stamp is written last: an interrupted set-up starts again.
+# with PyTorch's own index. The stamp is written last, the other extra's removed first: an interrupted set-up starts again.
 $(STAMP): $(LOCK) pyproject.toml | $(BIN)/uv
+	rm -f $(filter-out $@,$(wildcard $(VENV)/installed-*))
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK) \
 	  || { test "$(EXTRA)" = cpu && echo "trying again with $(TORCH_CPU_INDEX)" && \
 	       $(BIN)/uv pip install --python $(BIN)/python --no-deps --index-strategy unsafe-best-match \

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+GROUPED_MM = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def naive_routed_experts(
     x: Float[Tensor, "T D"],
@@ -29,11 +31,14 @@ def naive_routed_experts(
     return out
 
 
-def _grouped_mm_takes(weight: Tensor) -> bool:
-    """torch's grouped product wants rows that begin at multiples of 16 bytes, and no fp64."""
+def _grouped_mm_takes(x: Tensor, weight: Tensor) -> bool:
+    """torch's grouped product wants rows that begin at multiples of 16 bytes, and no fp64.
+
+    On CUDA it refuses a sum over no rows: an expert-parallel shard may get none.
+    """
     sizes = (*weight.shape[1:], weight.storage_offset())
     aligned = all(size * weight.itemsize % 16 == 0 for size in sizes)
-    return aligned and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return len(x) > 0 and aligned and weight.dtype in GROUPED_MM
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -113,7 +118,8 @@ class _Combine(torch.autograd.Function):
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return (_GroupedLinear if _grouped_mm_takes(weight) else _LoopedLinear).apply(x, weight, ends)
+    grouped = _grouped_mm_takes(x, weight)
+    return (_GroupedLinear if grouped else _LoopedLinear).apply(x, weight, ends)
 
 
 def routed_experts(

@@ -69,7 +69,9 @@ def quantise(weight: Float[Tensor, "n m"]) -> Fp8:
         width = part.shape[1]
         part = functional.pad(part, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
         largest = part.abs().amax((0, 2))
-        scale = (largest / LARGEST).masked_fill_(largest < SMALLEST, 1.0)
+        # A tensor: CUDA multiplies with the reciprocal of a number, which gives other scales.
+        divisor = largest.new_full((), LARGEST)
+        scale = (largest / divisor).masked_fill_(largest < SMALLEST, 1.0)
         out[place] = (part / scale[:, None]).flatten(1)[:, :width]
         scales[of_scales] = scale
     return Fp8(out, scales)

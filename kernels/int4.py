@@ -143,7 +143,9 @@ def _levels(grouped: Tensor) -> tuple[Float[Tensor, "groups group"], BFloat16[Te
     """q, at least fp32, and s: the one place where a weight is rounded."""
     precise = grouped.to(torch.promote_types(grouped.dtype, torch.float32))
     largest = precise.abs().amax(-1)
-    scale = largest.div_(LARGEST).clamp_(min=SMALLEST_SCALE).to(torch.bfloat16)
+    # A tensor: CUDA multiplies with the reciprocal of a number, which gives other scales.
+    divisor = largest.new_full((), LARGEST)
+    scale = largest.div_(divisor).clamp_(min=SMALLEST_SCALE).to(torch.bfloat16)
     levels = precise / scale[:, None].to(precise.dtype)
     return levels.round_().clamp_(-LARGEST, LARGEST), scale
 

@@ -4,6 +4,7 @@ Gloo between processors, NCCL between GPUs: the same calls, on pieces of host me
 by way of two buffers on the device. A step that fails ends the group: what was being sent is void.
 """
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -183,6 +184,9 @@ def gloo(meeting: Meeting, rank: int, store: PrefixStore, address: str) -> Any:
 
 def nccl(meeting: Meeting, rank: int, store: PrefixStore, address: str) -> Any:
     """A group of GPUs; NCCL finds its addresses itself."""
+    # Else torch's watchdog ends the process when a member is lost or late: a relay lives on and
+    # meets anew. Nobody else in its process uses NCCL. Read when a group is made.
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     # Builds of torch for processors do not have it.
     groups: Any = torch.distributed.ProcessGroupNCCL
     options = groups.Options()

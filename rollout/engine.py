@@ -105,7 +105,7 @@ class Engine(WeightedEngine):
         logging.getLogger("vllm").setLevel(logging.ERROR)
         log = CoreLog()
         try:
-            with core_environment(config), log.written():
+            with core_environment(config, checkpoint), log.written():
                 llm = AsyncLLM.from_vllm_config(vllm_config(config, checkpoint, sleeps))
         except Exception as error:
             why = f"{error}{log.reason()}"

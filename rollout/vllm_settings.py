@@ -1,6 +1,7 @@
 """How vLLM is started: its settings and its environment, from those of a recipe."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from rollout.config import Dtype, EngineConfig
 from rollout.receive_weights import BACKEND
 from rollout.routing import ASKER, RECORDER
+
+MLA_HEADS = {(128, 64, 128), (192, 64, 256), (64, 64, 128), (256, 0, 256)}
+"""Sizes of heads (without a position, rotated, of values) that vLLM's MLA takes on NVIDIA GPUs."""
 
 
 def vllm_config(config: EngineConfig, checkpoint: str | Path, sleeps: bool) -> VllmConfig:
@@ -32,6 +36,7 @@ def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs
     plain = current_platform.is_cpu() and config.dtype is Dtype.float32
     # With GPUs, `rl.gpus` has reserved one for each worker of an engine that has several.
     several = "ray" if os.environ.get("VLLM_RAY_BUNDLE_INDICES") else "mp"
+    default_share = AsyncEngineArgs.gpu_memory_utilization
     return AsyncEngineArgs(
         model=str(checkpoint),
         skip_tokenizer_init=True,
@@ -41,6 +46,9 @@ def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         kv_cache_memory_bytes=config.kv_cache_bytes,
+        # On CPU that is a share of the host's memory. On GPU vLLM would refuse to start unless 92 %
+        # of the device were free, though it takes `kv_cache_bytes` and no share of anything.
+        gpu_memory_utilization=0.01 if current_platform.is_cuda() else default_share,
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else several,
         enforce_eager=config.eager,
@@ -56,9 +64,12 @@ def engine_args(config: EngineConfig, checkpoint: str | Path) -> AsyncEngineArgs
 
 
 @contextlib.contextmanager
-def core_environment(config: EngineConfig) -> Iterator[None]:
+def core_environment(config: EngineConfig, checkpoint: str | Path) -> Iterator[None]:
     """Environment that vLLM's core process inherits; ours is put back afterwards."""
     before = dict(os.environ)
+    if current_platform.is_cuda() and not has_gpu_mla(config.dtype, checkpoint):
+        # Attention is computed head by head then, on keys and values that are kept of each head.
+        os.environ["VLLM_MLA_DISABLE"] = "1"
     os.environ.update(
         # One process for scheduler and model: on CPU vLLM otherwise adds a worker process.
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -75,6 +86,14 @@ def core_environment(config: EngineConfig) -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def has_gpu_mla(dtype: Dtype, checkpoint: str | Path) -> bool:
+    """Whether vLLM has MLA for a checkpoint's heads on NVIDIA GPUs; in float32 it has none."""
+    settings = json.loads((Path(checkpoint) / "config.json").read_text())
+    settings = settings.get("text_config", settings)
+    names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    return dtype is Dtype.bfloat16 and tuple(map(settings.get, names)) in MLA_HEADS
 
 
 def stop_token_ids(config: VllmConfig, end_of_turn: int | None = None) -> list[int]:

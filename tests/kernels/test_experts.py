@@ -47,3 +47,18 @@ def test_equals_naive_with_gradients(
     # An expert that saw no token has a gradient of exactly zero.
     if unused:
         assert grads[1][-1].abs().max() == 0 and grads[2][-1].abs().max() == 0
+
+
+def test_no_rows_never_reach_the_grouped_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's refuses the gradient of weights that no row went through, a sum over nothing."""
+
+    def refuse(x: torch.Tensor, weight: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+        raise AssertionError(f"grouped_mm of {list(x.shape)} and {list(weight.shape)}")
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", refuse)
+    x, weights = torch.ones(0, 8, requires_grad=True), torch.ones(0, 2)
+    experts = torch.ones(5, 16, 8, requires_grad=True), torch.ones(5, 8, 8, requires_grad=True)
+    out = routed_experts(x, *experts, torch.ones(0, 2, dtype=torch.int64), weights)
+    grads = torch.autograd.grad(out.sum(), [x, *experts])
+    assert [each.shape for each in (out, *grads)] == [(0, 8), (0, 8), (5, 16, 8), (5, 8, 8)]
+    assert not any(each.any() for each in grads)

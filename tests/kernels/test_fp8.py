@@ -3,6 +3,9 @@
 Everything but the comparison with vLLM is in every bit: there is one rounding per number.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +98,16 @@ def test_quantising_again_changes_nothing(shape: tuple[int, int]) -> None:
     ):
         stored = quantise(weight)
         _equal(quantise(dequantise(stored, precision)), stored)
+
+
+def test_quantising_again_on_a_gpu_changes_nothing(
+    cuda_division: Callable[[], AbstractContextManager[object]],
+) -> None:
+    weight = _weight(torch.float32, 640, 640)
+    with cuda_division():
+        stored = quantise(weight)
+        _equal(quantise(dequantise(stored, torch.float32)), stored)
+    _equal(stored, quantise(weight))
 
 
 def test_error_is_that_of_four_bits() -> None:

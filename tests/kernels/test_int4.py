@@ -3,6 +3,9 @@
 Everything here is compared in every bit: there is one rounding per number, so no tolerance.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
@@ -69,6 +72,42 @@ def test_what_training_computes_is_what_is_stored(dtype: torch.dtype) -> None:
         assert torch.equal(fake, dequantise(stored, precision))
     # One rounding, wherever it is done.
     assert torch.equal(fake_quantise(weight.float()).bfloat16(), dequantise(stored, torch.bfloat16))
+
+
+def test_the_smallest_scale_by_hand() -> None:
+    assert quantise(torch.full((32,), 1e-9)).scale.item() == torch.tensor(1e-5).bfloat16().item()
+
+
+def test_halves_are_rounded_to_even_under_every_scale() -> None:
+    """The weight is divided by its scale: a product with 1 / s misses some of the ties."""
+    scale = (1 + torch.arange(128) / 128)[:, None]
+    weight = torch.zeros(128, 32)
+    weight[:, :7] = scale * torch.tensor([7, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
+    stored = quantise(weight)
+    assert torch.equal(stored.scale.float(), scale)
+    levels = dequantise(stored, torch.float32)[:, :7] / scale
+    assert torch.equal(levels, torch.tensor([7.0, 0, 2, 2, 4, 4, 6]).expand(128, 7))
+
+
+def test_a_gpu_trains_on_what_a_processor_stores(
+    cuda_division: Callable[[], AbstractContextManager[object]],
+) -> None:
+    """Largest weights whose seventh lies between two scales: the reciprocal takes another one."""
+    halves = (1 + (torch.arange(0, 128, 2) + 0.5) / 128)[:, None]
+    tops = 7 * halves * (1 + torch.tensor([-2, -1, 0, 1, 2]) * 2**-23)
+    weight = tops.flatten()[:, None] * torch.linspace(-1, 1, 32)
+    with cuda_division():
+        trained, stored = fake_quantise(weight), quantise(weight)
+    _equal(stored, quantise(weight))
+    assert torch.equal(trained, fake_quantise(weight))
+
+
+def test_a_scale_halfway_between_two_is_rounded_to_the_even_one() -> None:
+    """The largest weight is divided by 7: a product with 1 / 7 misses some of the ties."""
+    halfway = 1 + (torch.arange(128) + 0.5) / 128
+    weight = torch.zeros(128, 32)
+    weight[:, 0] = 7 * halfway
+    assert torch.equal(quantise(weight).scale[:, 0], halfway.bfloat16())
 
 
 def test_chunks_do_not_show() -> None:
