@@ -62,8 +62,12 @@ def _digest(path: Path) -> str:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Every `step_N`, whole or not, newest first."""
-    found = (p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit())
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(filter(_is_checkpoint, folder.glob("step_*")), key=step_of, reverse=True)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    prefix, _, number = path.name.partition("_")
+    return prefix == "step" and number.isdecimal()
 
 
 def stopped(folder: Path) -> RunFailed:
@@ -90,10 +94,11 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None] = _loudly) -> Pat
         say: hears of every damaged one, and what is used in its place.
 
     Raises:
-        BadInput: there is none that is whole.
+        BadInput: there is none that is whole, or `latest` points at something else.
     """
     damaged = []
-    for checkpoint in by_preference(folder):
+    candidates = by_preference(folder)
+    for checkpoint in candidates:
         try:
             verify(checkpoint)
         except BadInput as error:
@@ -105,18 +110,29 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None] = _loudly) -> Pat
             say(f"the checkpoint before it is whole and used in its place: {checkpoint}")
         return checkpoint
     if damaged:
-        raise BadInput("no checkpoint is whole, start the run anew:\n" + "\n".join(damaged))
+        later = [p.name for p in checkpoints_in(folder) if p not in candidates]
+        other = f", or point latest at what was given up ({', '.join(later)})" if later else ""
+        raise BadInput(f"no checkpoint is whole, start the run anew{other}:\n" + "\n".join(damaged))
     raise BadInput(f"there is no checkpoint in {folder} yet; a run begins anew without resume=true")
 
 
 def by_preference(folder: Path) -> list[Path]:
-    """What `latest` names, then the older ones, then those of a future that was given up."""
+    """What `latest` names, then the older ones; later ones are a future that was given up.
+
+    Raises:
+        BadInput: `latest` points at something else.
+    """
     found, link = checkpoints_in(folder), folder / "latest"
     if not link.is_symlink():
         return found
-    named = folder / os.readlink(link)
-    older = [p for p in found if step_of(p) < step_of(named)]
-    return [named, *older, *(p for p in found if step_of(p) > step_of(named))]
+    target = os.readlink(link)
+    named = folder / target
+    if not _is_checkpoint(named):
+        raise BadInput(
+            f"{link} points at {target}, which is no step_N: point it at the checkpoint to go on "
+            f"from (ln -sfn step_N {link}), or remove it to go on from the newest"
+        )
+    return [named, *(p for p in found if step_of(p) < step_of(named))]
 
 
 def verify(checkpoint: Path) -> None:

@@ -61,6 +61,7 @@ class MetricsLog:
         """
         self._unwritten += json.dumps({"step": step, **metrics}) + "\n"
         self.restarts += metrics.get(RESTARTS, 0.0)
+        self._wandb.log(step, metrics)  # once, whatever the disk does
         whole = self._path.stat().st_size if self._path.exists() else 0
         try:
             with self._path.open("a") as file:
@@ -70,7 +71,6 @@ class MetricsLog:
                 os.truncate(self._path, whole)  # no half lines
             raise
         self._unwritten = ""
-        self._wandb.log(step, metrics)
 
     def close(self) -> None:
         """Let wandb finish its copy, within a time."""
@@ -177,7 +177,7 @@ def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
             else:
                 masked += tokens
     if not in_loss:
-        return {}
+        return {"rollout/masked_tokens": float(masked)} if masked else {}
     return {
         "staleness/mean": sum(lag * n for lag, n in in_loss.items()) / in_loss.total(),
         "staleness/max": float(max(in_loss)),
@@ -186,7 +186,10 @@ def staleness(batches: Iterable[Batch], version: int) -> dict[str, float]:
 
 
 def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
-    """Every episode of the step with its score, one JSON object a line, in `step_NNNNN.jsonl`."""
+    """Every episode of the step with its score, one JSON object a line, in `step_NNNNN.jsonl`.
+
+    Written beside, then renamed. Raises OSError where the disk refuses, and leaves no half.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = (
         {
@@ -206,8 +209,15 @@ def write_samples(folder: Path, step: int, groups: Sequence[Group]) -> None:
         for group in groups
         for episode in group.episodes
     )
-    with (folder / f"step_{step:05d}.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    path = folder / f"step_{step:05d}.jsonl"
+    beside = path.with_suffix(".partial")
+    try:
+        with beside.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # the space that it took is needed
+        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -99,7 +101,7 @@ def write_report(folder: RunFolder) -> None:
     if has_critic:
         draw(rows, CRITIC_PANELS, folder.critic_plot)
     summary = json.loads(folder.summary.read_text()) if folder.summary.exists() else None
-    files = sorted(folder.samples.glob("step_*.jsonl"))
+    files = _sample_files(folder, rows[-1]["step"])
     chosen = [files[0], files[-1]] if len(files) > 1 else files
     page = PAGE.render(
         title=folder.root.name,
@@ -117,9 +119,20 @@ def write_report(folder: RunFolder) -> None:
         folder.report.write_text(page)
 
 
+def _sample_files(folder: RunFolder, last: float) -> list[Path]:
+    """Those until step `last`: the run has gone back before later ones, which are no longer its."""
+    names = {each.stem.removeprefix("step_"): each for each in folder.samples.glob("step_*.jsonl")}
+    files = {int(name): each for name, each in names.items() if name.isdecimal()}
+    return [each for step, each in sorted(files.items()) if step <= last]
+
+
 def _read_samples(path: Path) -> list[dict[str, object]]:
-    with path.open() as file:
-        return [json.loads(line) for line, _ in zip(file, range(SHOWN_SAMPLES), strict=False)]
+    """The first samples, until a line that a full disk or a kill has cut."""
+    samples: list[dict[str, object]] = []
+    with path.open("rb") as file, suppress(ValueError):
+        for line in islice(file, SHOWN_SAMPLES):
+            samples.append(json.loads(line))
+    return samples
 
 
 def _smooth(values: Sequence[float], window: int = 5) -> list[float]:

@@ -14,10 +14,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from rl.checkpoint import by_preference, stopped
 from rl.config import TrainConfig
+from rl.errors import CrashLoop
 from rl.run_folder import run_root
 
 Result = TypeVar("Result")
@@ -45,7 +46,8 @@ def revived(
         settle_s: seconds between the end of a driver and the next.
 
     Raises:
-        RunFailed: this process was told to stop (SIGTERM), and the driver could not say so.
+        RunFailed: this process was told to stop (Ctrl-C, SIGTERM), and the driver could not say so.
+        CrashLoop: drivers are lost again and again, before one lives to count the losses itself.
     """
     checkpoints = run_root(config) / "checkpoints"
     earlier = None if config.resume else _identity(checkpoints)
@@ -56,10 +58,16 @@ def revived(
             return _in_child(drive, config, lost)
         except ChildLost as error:
             reason = str(error)
-        say(f"the driver was lost: {reason}; another one starts in {settle_s:.0f} s")
-        time.sleep(settle_s)
         before, newest = newest, _newest(checkpoints, earlier)
         lost = [*(lost if newest == before else ()), reason]
+        if len(lost) > config.cluster.max_restarts + 1:  # a driver that lives says it at one less
+            reasons = "\n".join(f"  - {each}" for each in lost)
+            raise CrashLoop(
+                f"the driver was lost {len(lost)} times before it could begin "
+                f"(cluster.max_restarts={config.cluster.max_restarts}):\n{reasons}"
+            )
+        say(f"the driver was lost: {reason}; another one starts in {settle_s:.0f} s")
+        time.sleep(settle_s)
         config = replace(config, resume=config.resume or newest is not None)
 
 
@@ -70,34 +78,52 @@ class ChildLost(Exception):
 def _in_child(drive: Drive[Result], config: TrainConfig, lost: Sequence[str]) -> Result:
     """Raises ChildLost, or what `drive` raised."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin) as pool:
+    with _Stop() as stop, ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin) as pool:
         before = set(multiprocessing.active_children())
         future = pool.submit(_drive, drive, config, lost)
         (child,) = set(multiprocessing.active_children()) - before
-        told = []
-
-        def stop(number: int, frame: object) -> None:
-            told.append(number)
-            child.terminate()
-
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to both
-        terminate = signal.signal(signal.SIGTERM, stop)
+        stop.passes_to(child)
         try:
             return future.result()
         except BrokenProcessPool as error:
             pool.shutdown()  # its own thread may be the one that reaps the child
-            if told:
+            if stop.told:
                 raise stopped(run_root(config) / "checkpoints") from error
             raise ChildLost(f"process {child.pid} {_end_of(child.exitcode)}") from error
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
-            signal.signal(signal.SIGTERM, terminate)
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM, which a run takes for the same, reach the child as one SIGTERM each."""
+
+    def __init__(self) -> None:
+        self.told = False
+        self._child: multiprocessing.process.BaseProcess | None = None
+
+    def __enter__(self) -> Self:
+        """From here on both are heard: what comes before there is a child waits for it."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {each: signal.signal(each, self._hear) for each in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def passes_to(self, child: multiprocessing.process.BaseProcess) -> None:
+        """Tell `child`, which was started just now: a second time would not be noticed."""
+        self._child = child
+        if self.told:
+            child.terminate()
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.told = True
+        if self._child is not None:
+            self._child.terminate()
 
 
 def _begin() -> None:
-    """In the child: signals as usual, and a run that is told to stop when the parent ends."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """In the child: a run that is told to stop by its parent alone, and when that ends."""
+    os.setpgrp()  # else a terminal's Ctrl-C came here too, beside what the parent makes of it
 
     def end_with_parent() -> None:
         _parent().join()

@@ -194,8 +194,12 @@ class Checkpoints:
     def _prune(self, step: int) -> None:
         """Remove old checkpoints, except step_0: what RL started from stays for comparison.
 
-        Those of later steps are a future that was given up: they wait to be replaced.
+        Those of later steps are a future that was given up, and wait to be replaced; those that the
+        run has passed since its last one never will be.
         """
+        for each in checkpoints_in(self._folder):
+            if self._whole is not None and step_of(self._whole) < step_of(each) < step:
+                shutil.rmtree(each, ignore_errors=True)
         older = [p for p in checkpoints_in(self._folder) if 0 < step_of(p) <= step]
         for old in older[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)

@@ -117,6 +117,75 @@ def test_a_person_may_go_back_and_the_future_given_up_does_not_count(tmp_path: P
     verify(tmp_path / "step_40")
 
 
+def _going_on(folder: Path, step: int) -> None:
+    """A run that goes on from what is there saves `step`."""
+
+    async def main() -> None:
+        whole = latest_checkpoint(folder, lambda line: None)
+        checkpoints = Checkpoints(folder, _never, keep=2, whole=whole)
+        await checkpoints.save(_state(step), _write)
+        await checkpoints.settle()
+
+    asyncio.run(main())
+
+
+def test_a_future_given_up_neither_counts_nor_is_gone_back_to(tmp_path: Path) -> None:
+    """Its steps are not those that the run comes by, as after another `checkpoint.every`."""
+    for step in (0, 10, 20):
+        _save(tmp_path, step)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("step_10")
+    _going_on(tmp_path, 15)
+    assert _names(tmp_path) == ["latest", "step_0", "step_10", "step_15", "step_20"]
+    _going_on(tmp_path, 25)
+    assert _names(tmp_path) == ["latest", "step_0", "step_15", "step_25"]
+    (tmp_path / "step_25" / "model" / "weights").unlink()
+    assert latest_checkpoint(tmp_path, lambda line: None).name == "step_15"
+
+
+def test_a_damaged_one_that_was_gone_back_before_goes_when_it_is_passed(tmp_path: Path) -> None:
+    for step in (10, 20):
+        _save(tmp_path, step)
+    (tmp_path / "step_20" / "model" / "weights").unlink()
+    _going_on(tmp_path, 21)  # the disk has refused step 20
+    assert _names(tmp_path) == ["latest", "step_10", "step_21"]
+
+
+def test_where_none_is_whole_a_future_given_up_is_named_and_not_taken(tmp_path: Path) -> None:
+    for step in (10, 20):
+        _save(tmp_path, step)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("step_10")
+    (tmp_path / "step_10" / "state.json").unlink()
+    with pytest.raises(
+        BadInput, match=r"(?s)point latest at what was given up \(step_20\).*step_10"
+    ):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["best", "step_10.bak", "../other", "."])
+def test_a_latest_that_points_elsewhere_is_named_with_what_to_do(
+    tmp_path: Path, target: str
+) -> None:
+    _save(tmp_path, 10)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to(target)
+    with pytest.raises(BadInput, match="which is no step_N: point it at") as found:
+        latest_checkpoint(tmp_path)
+    assert f"{tmp_path / 'latest'} points at {target}," in str(found.value)
+    (tmp_path / "latest").unlink()
+    assert latest_checkpoint(tmp_path, _never).name == "step_10", "as it says"
+
+
+@pytest.mark.parametrize("target", ["step_10/", "../checkpoints/step_10", "{}/step_10"])
+def test_a_latest_may_be_written_in_other_ways(tmp_path: Path, target: str) -> None:
+    folder = tmp_path / "checkpoints"
+    _save(folder, 10)
+    (folder / "latest").unlink()
+    (folder / "latest").symlink_to(target.format(folder))
+    assert latest_checkpoint(folder, _never).samefile(folder / "step_10")
+
+
 def test_a_file_that_is_not_in_the_manifest_is_no_damage(tmp_path: Path) -> None:
     (_save(tmp_path, 1) / "notes.txt").write_text("mine")
     assert latest_checkpoint(tmp_path, _never).name == "step_1"

@@ -3,9 +3,11 @@ from pathlib import Path
 
 from rewards.score import Score
 from rewards.task import Message, Task, TaskKind, Transcript
-from rl.metrics import group_metrics, write_samples
+from rl.batch import pack
+from rl.metrics import group_metrics, staleness, write_samples
 from rl.report import write_report
 from rl.run_folder import RunFolder
+from rl.sample import samples_of
 from rollout.episode import Completion, Episode, Group, StopReason
 
 
@@ -70,6 +72,21 @@ def test_every_part_has_its_mean_over_the_episodes_that_have_it() -> None:
         "rollout/response_tokens": 2.0,
     }
     assert metrics == expected
+
+
+def test_a_step_tells_of_masked_tokens_also_when_they_are_all() -> None:
+    (group,) = _groups()
+    some, none = (
+        pack(samples_of(group, [0.0] * 4, oldest=oldest))
+        for oldest in (4, 5)  # drawn with 4
+    )
+    assert staleness([some], 6) == {
+        "staleness/mean": 2.0,
+        "staleness/max": 2.0,
+        "rollout/masked_tokens": 0.0,
+    }
+    assert staleness([none], 6) == {"rollout/masked_tokens": 8.0}
+    assert staleness([], 6) == {}
 
 
 def test_parts_and_reasons_reach_the_samples_and_the_report(tmp_path: Path) -> None:

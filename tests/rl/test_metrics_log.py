@@ -24,7 +24,7 @@ from rl.checkpoint import RunState
 from rl.config import CheckpointConfig, RolloutConfig, TrainConfig, WandbMode, WatchConfig
 from rl.errors import PartLost, RunFailed
 from rl.loop import Course
-from rl.metrics import MetricsLog, Summary, read_metrics
+from rl.metrics import MetricsLog, Summary, read_metrics, write_samples
 from rl.progress import Display
 from rl.report import write_report
 from rl.run_folder import RunFolder
@@ -191,6 +191,23 @@ def test_a_run_does_not_wait_for_a_wandb_that_hangs(
     assert again.go() == "summary" and "WARNING" not in again.output.getvalue()
 
 
+def test_wandb_gets_the_steps_that_the_disk_refuses_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[int] = []
+    made = SimpleNamespace(log=lambda row, step: got.append(step), finish=lambda: None)
+    monkeypatch.setattr(wandb, "init", lambda **_: made)
+    log = MetricsLog(tmp_path, name="x", mode=WandbMode.offline, resume_step=0)
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        log.write(1, {})
+    path.unlink()
+    log.write(2, {})
+    log.close()
+    assert _steps(path) == [1, 2] and got == [1, 2]
+
+
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
 def test_whatever_wandb_raises_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
@@ -247,6 +264,17 @@ def test_a_full_disk_is_no_reason_not_to_go_back(
     monkeypatch.setattr(os, "truncate", full)
     with pytest.raises(RunFailed, match=r"metrics\.jsonl: No space .* Free space .* resume=true"):
         MetricsLog(tmp_path, name="x", mode=WandbMode.disabled, resume_step=0)
+
+
+def test_samples_that_do_not_fit_leave_no_half_of_them(tmp_path: Path) -> None:
+    group = asyncio.run(Engines(0, {}).sample(_task(0, 0), samples=2))
+    path = tmp_path / "step_00001.jsonl"
+    path.with_suffix(".partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_samples(tmp_path, 1, [group])
+    assert list(tmp_path.iterdir()) == []
+    write_samples(tmp_path, 1, [group])
+    assert list(tmp_path.iterdir()) == [path] and len(path.read_text().splitlines()) == 2
 
 
 def test_a_disk_that_is_full_at_the_end_is_named_with_what_to_do(run: Run) -> None:

@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rl.config import TrainConfig
-from rl.errors import BadInput, RunFailed
+from rl.config import ClusterConfig, TrainConfig
+from rl.errors import BadInput, CrashLoop, RunFailed
 from rl.revival import revived
 
 STEPS = 3
@@ -43,6 +44,23 @@ def never_saves(config: TrainConfig, lost: Sequence[str]) -> None:
     if len(lost) == 2:
         raise RunFailed(f"resume={config.resume}, {list(lost)}")
     os._exit(3)
+
+
+def never_begins(config: TrainConfig, lost: Sequence[str]) -> None:
+    """Killed while it reads its tasks, before it could count the drivers that were lost."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def notes(config: TrainConfig, lost: Sequence[str]) -> None:
+    """Writes down the signals that it gets, and ends some time after the first."""
+    folder, told = Path(config.run_dir or ""), list[int]()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: told.append(number))
+    (folder / "pid").write_text(str(os.getpid()))
+    while not told:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    (folder / "told").write_text(str(told))
 
 
 def refuses(config: TrainConfig, lost: Sequence[str]) -> None:
@@ -97,6 +115,22 @@ def test_losses_without_a_checkpoint_between_add_up_and_the_run_starts_anew(tmp_
         revived(never_saves, config, lambda line: None, settle_s=0.0)
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_drivers_that_never_begin_are_given_up(tmp_path: Path, most: int) -> None:
+    config = TrainConfig(run_dir=str(tmp_path), cluster=ClusterConfig(max_restarts=most))
+    said: list[str] = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        assert len(said) < 5, "it goes on for ever"
+
+    with pytest.raises(CrashLoop) as ended:
+        revived(never_begins, config, hear, settle_s=0.0)
+    assert f"lost {most + 2} times before it could begin" in str(ended.value)
+    assert str(ended.value).count("ended by SIGKILL") == most + 2
+    assert len(said) == most + 1, "and none is promised after the last"
+
+
 def begins(config: TrainConfig, lost: Sequence[str]) -> list[bool]:
     """Killed before it moves an earlier run away, then after it, then with a checkpoint of its own,
     written but not yet `latest`; the last one returns what it was told."""
@@ -130,34 +164,85 @@ def test_what_a_driver_raises_is_raised_and_ends_it(tmp_path: Path) -> None:
         revived(refuses, TrainConfig(run_dir=str(tmp_path)), pytest.fail, settle_s=0.0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_driver_ends_with_the_process_that_looks_on(tmp_path: Path, number: int) -> None:
-    """Told to stop or killed, it leaves nothing behind, and revives nothing."""
-    program = (
+@contextmanager
+def _looking_on(
+    folder: Path, drive: Callable[[TrainConfig, Sequence[str]], None], first: str = "pass"
+) -> Iterator[subprocess.Popen[str]]:
+    """The process that looks on; its drivers run `first` before anything else, and write `pid`."""
+    path = folder / "program.py"
+    path.write_text(
+        "import os, time\n"
+        "from pathlib import Path\n"
         "from rl.config import TrainConfig\n"
         "from rl.revival import revived\n"
-        "from test_revival import sleeps\n"
+        f"from test_revival import {drive.__name__} as drive\n"
+        f"folder = Path({str(folder)!r})\n"
         "if __name__ == '__main__':\n"
-        f"    revived(sleeps, TrainConfig(run_dir={str(tmp_path)!r}), print, settle_s=0.0)\n"
+        "    revived(drive, TrainConfig(run_dir=str(folder)), print, settle_s=0.0)\n"
+        f"else:\n    {first}\n"
     )
-    path = tmp_path / "program.py"
-    path.write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    looking_on = subprocess.Popen(
-        [sys.executable, str(path)], env=environment, stderr=subprocess.PIPE, text=True
+    process = subprocess.Popen(
+        [sys.executable, str(path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A test run that was started in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    pid = tmp_path / "pid"
-    deadline = time.monotonic() + 60
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+
+
+def _driver_of(folder: Path) -> psutil.Process:
+    pid, deadline = folder / "pid", time.monotonic() + 60
     while not (pid.exists() and pid.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    driver = psutil.Process(int(pid.read_text()))
-    looking_on.send_signal(number)
-    _, said = looking_on.communicate(timeout=60)
-    assert psutil.wait_procs([driver], timeout=30)[1] == []
+    return psutil.Process(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_driver_ends_with_the_process_that_looks_on(tmp_path: Path, number: int) -> None:
+    """Told to stop or killed, it leaves nothing behind, and revives nothing."""
+    with _looking_on(tmp_path, sleeps) as looking_on:
+        driver = _driver_of(tmp_path)
+        looking_on.send_signal(number)
+        _, said = looking_on.communicate(timeout=60)
+        assert psutil.wait_procs([driver], timeout=30)[1] == []
     assert (tmp_path / "away").exists()
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert "stopped; go on from" in said and looking_on.returncode == 1
+
+
+def test_ctrl_c_of_a_terminal_is_heard_once(tmp_path: Path) -> None:
+    """It goes to all processes of the group in front."""
+    with _looking_on(tmp_path, notes) as looking_on:
+        _driver_of(tmp_path)
+        os.killpg(looking_on.pid, signal.SIGINT)
+        _, said = looking_on.communicate(timeout=60)
+    assert (tmp_path / "told").read_text() == str([int(signal.SIGTERM)])
+    assert looking_on.returncode == 0, said
+
+
+@pytest.mark.parametrize("to", ["group", "process"])
+def test_ctrl_c_before_a_driver_begins_starts_no_other(tmp_path: Path, to: str) -> None:
+    first = "(folder / 'pid').write_text(str(os.getpid())); time.sleep(600)"
+    with _looking_on(tmp_path, sleeps, first) as looking_on:
+        driver = _driver_of(tmp_path)
+        if to == "group":
+            os.killpg(looking_on.pid, signal.SIGINT)
+        else:
+            looking_on.send_signal(signal.SIGINT)
+        output, said = looking_on.communicate(timeout=30)
+        assert psutil.wait_procs([driver], timeout=30)[1] == []
+    assert "stopped before the first checkpoint" in said and looking_on.returncode == 1
+    assert output == "", "no driver was lost"
 
 
 @pytest.mark.parametrize("latest", ["link", "folder", "none"])
