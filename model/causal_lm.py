@@ -34,7 +34,7 @@ from transformers.activations import SiLUActivation
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from model.formats import CheckpointError, released_tensors
+from model.formats import CheckpointError
 from model.head_rows import Heads, clip_note, clip_rows
 from model.hf_backend import (
     NARROW,
@@ -46,7 +46,6 @@ from model.hf_backend import (
 )
 from model.hf_config import HFConfig, refusals
 from model.network import Network, NetworkOutput
-from model.shards import read_into
 
 BACKEND = "temper"  # under this name transformers finds our attention and experts
 SILU = (nn.SiLU, SiLUActivation)
@@ -122,7 +121,7 @@ def _check_structure(model: PreTrainedModel) -> None:
 
 
 class CausalLM(Network):
-    """A transformers model as a Network. Make it with `from_folder` or `from_config`."""
+    """A transformers model as a Network. Make it with `from_config`."""
 
     def __init__(
         self,
@@ -168,7 +167,7 @@ class CausalLM(Network):
     ) -> "CausalLM":
         """The network of a folder's config.json with transformers' random weights.
 
-        Under `torch.device("meta")` nothing is allocated: `to_empty` and `read` do that later.
+        Under `torch.device("meta")` nothing is allocated: see `model.checkpoint_reader`.
         Raises CheckpointError for a network that would be trained wrongly.
         """
         try:
@@ -184,35 +183,6 @@ class CausalLM(Network):
         if torch.get_default_device().type != "meta":
             network = cls(config, dtype, compute_dtype, checkpoint_layers)
         return network
-
-    @classmethod
-    def from_folder(
-        cls,
-        path: str | Path,
-        dtype: torch.dtype = torch.float32,
-        compute_dtype: torch.dtype = torch.float32,
-        checkpoint_layers: bool = False,
-    ) -> "CausalLM":
-        """The network of a checkpoint folder, its weights in `dtype`.
-
-        Raises CheckpointError naming every missing, extra or mis-shaped tensor.
-        """
-        with torch.device("meta"):
-            network = cls.from_config(path, dtype, compute_dtype, checkpoint_layers)
-        network.to_empty(device="cpu")
-        network.read(path)
-        return network
-
-    def to_empty(
-        self, *, device: torch.device | str | int | None, recurse: bool = True
-    ) -> "CausalLM":
-        """Allocate weights without values; what follows from the config alone has its values."""
-        super().to_empty(device=device, recurse=recurse)
-        if self.tied:
-            self.lm_head.weight = self.embedding.weight
-        for module in self.modules():
-            self.derive_(module)
-        return self
 
     def derive_(self, module: nn.Module) -> None:
         """Rotary frequencies."""
@@ -280,24 +250,4 @@ class CausalLM(Network):
             raise CheckpointError(
                 f"{self.config.model_type} has {len(self.heads.modules)} attention layers of "
                 f"{self.heads.queries} heads, but {layers} of {heads} use our attention"
-            )
-
-    @torch.no_grad()
-    def read(self, path: str | Path) -> None:
-        """Fill the weights from the files of a folder; CheckpointError if they do not fit."""
-        folder, slots = Path(path), dict(released_tensors(self))
-        if not self.tied:
-            read_into(slots, folder)
-            return
-        # Some files of tied networks repeat the embedding as the head.
-        repeated = {"lm_head.weight": torch.empty_like(slots.pop("lm_head.weight"))}
-        read_into(slots, folder, known=repeated)
-        try:
-            read_into(repeated, folder, known=slots)
-        except CheckpointError:  # it is not there
-            return
-        if not torch.equal(repeated["lm_head.weight"], self.lm_head.weight):
-            raise CheckpointError(
-                f"{folder}: lm_head.weight is not the embedding, although config.json says "
-                "tie_word_embeddings: set it to false"
             )

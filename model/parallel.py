@@ -60,7 +60,6 @@ class StepReport:
     max_logit: float  # the largest attention logit of its forward passes
     clipped_heads: int
     update_rms: float  # of Muon's updates before the learning rate: about 0.14-0.19; 0 without
-    matrices: int  # orthogonalised
     grad_norm: float
     skipped: bool = False  # a gradient or a logit was not finite: nothing has changed
 
@@ -220,11 +219,10 @@ class Shard:
         finite = finite and math.isfinite(grad_norm)
         if not finite and self.parallel.zero_stage == 2:
             self._forget_gradients()
-        squares, elements, matrices, stepped = self.total(
+        squares, elements, stepped = self.total(
             [
                 self.optimizer.update_squares(),
                 self.optimizer.update_elements,
-                self.optimizer.orthogonalised,
                 float(finite),
             ]
         )
@@ -234,7 +232,6 @@ class Shard:
             max_logit=largest.max().item() if finite else 0.0,
             clipped_heads=clipped if finite else 0,
             update_rms=(squares / elements) ** 0.5 if elements else 0.0,
-            matrices=int(matrices),
             grad_norm=grad_norm if finite else 0.0,
             skipped=not finite,
         )

@@ -88,11 +88,6 @@ class CriticWindow:
         return {f"critic/{name}": value for name, value in known.items() if value is not None}
 
 
-def win_rate_against(outcomes: Iterable[PairOutcome]) -> float | None:
-    """Mean preference for `answers[0]` over the outcomes that can be read, ties half."""
-    return _mean([each.preference for each in outcomes if each.preference is not None])
-
-
 def order_consistency(pairs: Sequence[JudgedPair]) -> float | None:
     """Share of the pairs that get the same verdict in both orders; two ties are the same."""
     both = [pair for pair in pairs if pair.win_rate is not None]

@@ -79,7 +79,7 @@ def _failure(group: Group, decided: Sequence[Outcome]) -> str | None:
 
 
 def _share(group: Group, rate: float | None) -> float:
-    """The share of all other answers that this one beats, given that it beats `rate` of the clean ones.
+    """The share of all other answers that one beats, given that it beats `rate` of the clean ones.
 
     All that lost by rule count as beaten, in a sparse design too: so they weigh the same in all.
     """

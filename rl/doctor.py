@@ -107,6 +107,11 @@ class Examination:
         }
 
 
+def fine(check: str, found: str) -> Finding:
+    """A finding that needs nothing."""
+    return Finding(check=check, verdict=Verdict.ok, found=found)
+
+
 def failed(check: str, found: object, advice: str) -> Finding:
     """A finding that ends in FAIL."""
     return Finding(check=check, verdict=Verdict.fail, found=str(found), advice=advice)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from rewards.errors import RewardError
 from rewards.sandbox import check_sandbox
 from rewards.sandbox_config import CodeConfig
-from rl.doctor import Check, Finding, Verdict, failed
+from rl.doctor import Check, Finding, Verdict, failed, fine
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "temper-rl"
@@ -45,10 +45,6 @@ def light_checks() -> list[Check]:
     ]
 
 
-def _ok(check: str, found: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.ok, found=found)
-
-
 def _warning(check: str, found: str, advice: str) -> Finding:
     return Finding(check=check, verdict=Verdict.warning, found=found, advice=advice)
 
@@ -57,7 +53,7 @@ def python_version() -> Finding:
     """The interpreter is the one that the packages are built for."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] == (3, 11):
-        return _ok("python", f"{found} ({sys.prefix})")
+        return fine("python", f"{found} ({sys.prefix})")
     return failed("python", found, "install Python 3.11 and set up anew: make setup")
 
 
@@ -70,7 +66,7 @@ def packages() -> Finding:
         return failed("packages", _some(wrong), "make setup")
     lock = ROOT / f"requirements-{ENGINES[engine]}.lock"
     if not lock.is_file():
-        return _ok("packages", f"{engine} {version(engine)}; no lock to compare with")
+        return fine("packages", f"{engine} {version(engine)}; no lock to compare with")
     pins = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(), re.MULTILINE))
     installed = {_plain(each.metadata["Name"]): each.version for each in distributions()}
     other = [
@@ -81,7 +77,7 @@ def packages() -> Finding:
     if other:
         advice = f"make setup, or install {lock.name} with --no-deps"
         return _warning("packages", _some(other), advice)
-    return _ok("packages", f"all {len(pins)} as in {lock.name}; {engine} {version(engine)}")
+    return fine("packages", f"all {len(pins)} as in {lock.name}; {engine} {version(engine)}")
 
 
 def _engine() -> str | None:
@@ -123,7 +119,7 @@ def names() -> Finding:
     if any(_plain(each.metadata["Name"]) == "kernels" for each in distributions()):
         found = "the package kernels is installed: transformers takes ours for it"
         return failed("names", found, "pip uninstall kernels")
-    return _ok("names", "no other package bears ours")
+    return fine("names", "no other package bears ours")
 
 
 def compiled_files() -> Finding:
@@ -131,7 +127,7 @@ def compiled_files() -> Finding:
     if sys.dont_write_bytecode:
         found = "Python keeps none: every process of a run compiles torch and vLLM, 10 s each"
         return _warning("compiled files", found, "unset PYTHONDONTWRITEBYTECODE")
-    return _ok("compiled files", "kept")
+    return fine("compiled files", "kept")
 
 
 def processor() -> Finding:
@@ -147,11 +143,11 @@ def processor() -> Finding:
     known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if f in flags]
     found = f"{os.cpu_count()} cores, {model or 'unknown'}: {' '.join(known) or 'no AVX2'}"
     if _engine() == "vllm":
-        return _ok("processor", found)
+        return fine("processor", found)
     if "avx512f" not in known:
         advice = "vLLM on CPU wants AVX512: use another machine, or a GPU"
         return _warning("processor", found, advice)
-    return _ok("processor", found)
+    return fine("processor", found)
 
 
 def memory() -> Finding:
@@ -165,7 +161,7 @@ def memory() -> Finding:
         return failed("memory", found, "the tiny model's run takes 5 GiB: end other programs")
     if free < 6 * GIB:
         return _warning("memory", found, "the tiny model's run takes 5 GiB, and other models more")
-    return _ok("memory", found)
+    return fine("memory", found)
 
 
 def _cgroup_free() -> int | None:
@@ -201,7 +197,7 @@ def shared_memory() -> Finding:
         return failed("shared memory", found, advice)
     if usage.free < 2 * GIB:
         return _warning("shared memory", found, advice)
-    return _ok("shared memory", found)
+    return fine("shared memory", found)
 
 
 def disk() -> Finding:
@@ -222,7 +218,7 @@ def disk() -> Finding:
         return failed("disk", found, "free space: checkpoints of the tiny model alone take 0.5 GiB")
     if least < 10 * GIB:
         return _warning("disk", found, "checkpoints of larger models will not fit")
-    return _ok("disk", found)
+    return fine("disk", found)
 
 
 def open_files() -> Finding:
@@ -231,7 +227,7 @@ def open_files() -> Finding:
     found = f"at most {soft} (the system allows {hard})"
     if 0 <= soft < 4096:
         return _warning("open files", found, "ulimit -n 65536")
-    return _ok("open files", found)
+    return fine("open files", found)
 
 
 def gpu() -> Finding:
@@ -240,7 +236,7 @@ def gpu() -> Finding:
         if _engine() == "vllm":
             advice = "install NVIDIA's driver, or set up for CPU: make setup"
             return failed("gpu", "none, but this installation is for CUDA", advice)
-        return _ok("gpu", "none: engines and learner run on the CPU")
+        return fine("gpu", "none: engines and learner run on the CPU")
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     seen = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     if seen.returncode or not seen.stdout.strip():
@@ -256,13 +252,13 @@ def gpu() -> Finding:
     if tried.returncode or count == "0":
         advice = "the driver is older than CUDA of this torch, or CUDA_VISIBLE_DEVICES hides them"
         return failed("gpu", f"{found}, but torch (CUDA {cuda or '?'}) sees none", advice)
-    return _ok("gpu", f"{found}; torch sees {count} with CUDA {cuda}")
+    return fine("gpu", f"{found}; torch sees {count} with CUDA {cuda}")
 
 
 def sandbox() -> Finding:
     """Programs of the policy can be run."""
     try:
-        return _ok("sandbox", check_sandbox(CodeConfig()))
+        return fine("sandbox", check_sandbox(CodeConfig()))
     except RewardError as error:
         found, _, advice = str(error).partition("; ")
         return failed("sandbox", found, advice)
@@ -273,7 +269,7 @@ def data_sets() -> Finding:
     folder = os.environ.get("TEMPER_DATA")
     if folder is None:
         found = "TEMPER_DATA is not set: recipes that read files look where they say"
-        return _ok("data sets", found)
+        return fine("data sets", found)
     if not Path(folder).is_dir():
         return _warning("data sets", f"TEMPER_DATA={folder} is no folder", "make it, or unset it")
-    return _ok("data sets", folder)
+    return fine("data sets", folder)

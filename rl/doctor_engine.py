@@ -11,7 +11,7 @@ from rewards.task import TaskKind
 from rl.batch import Batch, pack
 from rl.cluster import Cluster
 from rl.config import ClusterConfig, TrainConfig, WandbMode, WatchConfig
-from rl.doctor import Agreement, Finding, Tell, Verdict
+from rl.doctor import Agreement, Finding, Tell, Verdict, fine
 from rl.evaluate import sample_all
 from rl.progress import Display
 from rl.sample import samples_of
@@ -35,7 +35,7 @@ def examine_ray(tell: Tell, config: ClusterConfig) -> None:
 
     asyncio.run(main())
     where = f"joined {config.ray_address}" if config.ray_address else "starts here"
-    tell(_fine("ray", f"{where}; a reward worker answers"))
+    tell(fine("ray", f"{where}; a reward worker answers"))
 
 
 def examine_recipe(tell: Tell, config: TrainConfig) -> None:
@@ -63,7 +63,7 @@ def throwaway(config: TrainConfig) -> TrainConfig:
 async def _compare(training: Training, tell: Tell) -> None:
     """Two versions of the weights: log-probs of fixed prompts, and of what was sampled."""
     await training.engines()
-    tell(_fine("engine and learner", "both start"))
+    tell(fine("engine and learner", "both start"))
     config = training.config
     fixed = default_tolerance(config.probe_dtype)
     sampled = max(fixed, default_tolerance(config.policy.dtype))
@@ -116,7 +116,7 @@ def _replay(without: dict[str, float], replayed: dict[str, float], tolerance: fl
         f"{without['mismatch/experts']:.2%} of the engine's choices are not its own"
     )
     if after <= max(before, tolerance):
-        return _fine("routing replay", found)
+        return fine("routing replay", found)
     return Finding(
         check="routing replay",
         verdict=Verdict.fail,
@@ -130,14 +130,10 @@ def _moved(moved: float, tolerance: float) -> Finding:
     """Whether the update was large enough for its comparison to mean something."""
     found = f"taken; it moved log-probs by {moved:.3g} nats on average"
     if moved > 2 * tolerance:
-        return _fine("weight update", found)
+        return fine("weight update", found)
     return Finding(
         check="weight update",
         verdict=Verdict.warning,
         found=found,
         advice="too little for an engine with the old weights to be told from one with the new",
     )
-
-
-def _fine(check: str, found: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.ok, found=found)

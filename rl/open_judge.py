@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rewards.critic_config import DecidedBy
 from rewards.preference.endpoint import Endpoint, EndpointJudge
 from rewards.preference.judges import FunctionJudge, Judge
 from rl.errors import BadInput, bad_input
+from rl.recipe_keys import nearest
 
 ANSWER_TOKENS = 2048  # of an endpoint: reasoning and verdict
 ASKS, ORDERS = ("comparison", "score", "critic"), ("both", "first")
@@ -43,7 +43,7 @@ def read_options(settings: Sequence[str]) -> JudgeOptions:
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in known:
-            hint = _nearest(key, tuple(known)) or f"; known: {', '.join(known)}"
+            hint = nearest(key, tuple(known)) or f"; known: {', '.join(known)}"
             raise BadInput(f"unknown key {key!r}{hint}")
         try:
             made: Any = known[key](value)
@@ -57,7 +57,7 @@ def read_options(settings: Sequence[str]) -> JudgeOptions:
     ):
         if given not in allowed:
             words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-            raise BadInput(f"{key} must be {words}, got {given!r}{_nearest(given, allowed)}")
+            raise BadInput(f"{key} must be {words}, got {given!r}{nearest(given, allowed)}")
     for key in ("max_tokens", "max_model_len"):
         if getattr(options, key) < 0:
             raise BadInput(f"{key} must not be negative, got {getattr(options, key)}")
@@ -87,10 +87,5 @@ def open_judge(spec: str, options: JudgeOptions) -> Judge:
     raise BadInput(
         f"--judge {spec}: neither a folder with a reward model, nor file.py:function, nor the URL "
         "of an endpoint, nor critic:CHECKPOINT, nor verifier:math, verifier:code or "
-        f"verifier:instructions{_nearest(spec.partition(':')[0], KINDS)}"
+        f"verifier:instructions{nearest(spec.partition(':')[0], KINDS)}"
     )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""

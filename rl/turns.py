@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 
 class EnginesTurn:
-    """The time in which engines may use the devices; an engine that is still starting counts as using them."""
+    """The time in which engines may use the devices; one that is still starting uses them, too."""
 
     def __init__(self, *, begun: bool = True) -> None:
         """It is the engines' turn, unless it has not `begun`."""

@@ -81,9 +81,7 @@ def position_bias(shape: Shape, said: Verdicts, made: Comparisons) -> PositionBi
     )
 
 
-def order_effects(
-    said: Verdicts, rows: Sequence[Row], places: Sequence[int], shape: Shape
-) -> Orders | None:
+def order_effects(said: Verdicts, rows: Sequence[Row], shape: Shape) -> Orders | None:
     """None unless both orders were asked."""
     both = [each for each in said.comparisons if each.swapped is not None]
     if not both:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
-from rewards.chat_endpoint import ChatEndpoint, Fault, FaultKind, read_completion
+from rewards.chat_endpoint import ChatEndpoint, Fault, FaultKind
 from rewards.comparison import Answer
 from rewards.errors import RewardError
 from rewards.preference.answering import Answered, Answering, answers
@@ -137,11 +137,6 @@ def show(question: Question) -> str:
     for name, response in zip(names, question.responses, strict=True):
         parts.append(f"<{name}-{mark}>\n{response}\n</{name}-{mark}>")
     return "\n\n".join(parts).encode(errors="replace").decode()
-
-
-def read_reply(body: bytes, *, compares: bool) -> Judgement | Failure:
-    """The judgement in a reply of the endpoint, or why it cannot be read."""
-    return _read_answer(read_completion(body), compares=compares)
 
 
 def _read_answer(answer: Answer | Fault, *, compares: bool) -> Judgement | Failure:

@@ -137,7 +137,7 @@ def make_report(data: str, judge: str, source: Preferences, said: Verdicts) -> J
     judged = Judged(rows, scores, earned, made, compared=bool(said.comparisons))
     problems = count_problems((*source.problems, *said.problems))
     position = position_bias(source.shape, said, made)
-    orders = order_effects(said, rows, places, source.shape)
+    orders = order_effects(said, rows, source.shape)
     return JudgeReport(
         data=data,
         judge=judge,

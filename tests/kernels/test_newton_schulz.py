@@ -93,6 +93,14 @@ def test_norm_of_millions_of_elements() -> None:
     assert abs(float(start.double().norm()) - 1) < 2e-6
 
 
+def test_norm_of_bfloat16_is_at_least_fp32() -> None:
+    """So dividing by it is the only rounding."""
+    x = torch.stack([_normal(170, 170, seed=seed) for seed in range(4)]).to(torch.bfloat16)
+    exact = x.double() / x.double().norm(dim=(1, 2), keepdim=True)
+    error = (newton_schulz(x, 0).double() - exact) / exact
+    assert error.abs().max() <= 2**-8 * 1.01
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)])
 def test_bfloat16_stays_close(shape: tuple[int, int]) -> None:
     for name, x in _spectra(*shape).items():

@@ -89,7 +89,7 @@ def test_qwen3_keeps_what_was_predicted(
     chosen = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
     written = Qwen3MoeConfig(**sizes, **chosen) if experts else Qwen3Config(**sizes)
     written.save_pretrained(tmp_path)
-    network = CausalLM.from_config(tmp_path, weights, compute, again).to_empty(device="cpu")
+    network = CausalLM.from_config(tmp_path, weights, compute, again)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.02)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from model.allocate import allocate
 from model.causal_lm import CausalLM
+from model.checkpoint_reader import WeightReader
 from model.formats import CheckpointError, released_tensors
 from model.muonclip import parameter_groups
 
@@ -82,6 +84,18 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def _load(folder: Path, weights: torch.dtype = torch.float32, **options: Any) -> CausalLM:
+    """Described first and then read module by module, as a learner does it."""
+    with torch.device("meta"):
+        network = CausalLM.from_config(folder, weights, **options)
+    reader, made = WeightReader(folder, network), dict[nn.Parameter, nn.Parameter]()
+    for name, module in network.named_modules():
+        fresh = allocate(module, weights, torch.device("cpu"), made)
+        network.derive_(module)
+        reader.read({f"{name}.{key}": tensor for key, tensor in fresh.items()}, 0)
+    return network
+
+
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Of every sequence alone: [T, V]."""
     return torch.cat([model(part[None]).logits[0] for part in ids.split(LENGTHS)])
@@ -99,7 +113,7 @@ def test_logits_and_gradients_are_those_of_transformers(
     make_folder: Callable[..., Path], ids: Tensor, kind: str, checkpoint_layers: bool
 ) -> None:
     reference = _torch_model(kind)
-    network = CausalLM.from_folder(make_folder(kind), checkpoint_layers=checkpoint_layers)
+    network = _load(make_folder(kind), checkpoint_layers=checkpoint_layers)
     expected, found = _logits(reference, ids), network.lm_head(network(ids, LENGTHS).hidden)
     # fp32 sums of 32 to 64 terms in another order; logits reach 4.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -113,7 +127,7 @@ def test_logits_and_gradients_are_those_of_transformers(
 def test_positions_start_anew_in_every_sequence(
     make_folder: Callable[..., Path], ids: Tensor
 ) -> None:
-    network, seen = CausalLM.from_folder(make_folder("llama")), []
+    network, seen = _load(make_folder("llama")), []
     network.get_submodule("model.rotary_emb").register_forward_hook(
         lambda _module, _args, given, _result: seen.append(given["position_ids"]),
         with_kwargs=True,
@@ -143,7 +157,7 @@ def test_largest_logit_of_every_head(
     reference.set_attn_implementation("capture")
     _logits(reference, ids)
     expected = torch.stack([layer.self_attn.largest for layer in reference.model.layers])
-    network = CausalLM.from_folder(make_folder(kind), checkpoint_layers=checkpoint_layers)
+    network = _load(make_folder(kind), checkpoint_layers=checkpoint_layers)
     output = network(ids, LENGTHS)
     output.hidden.sum().backward()  # a recomputed layer must not leave other maxima
     assert output.max_logits.shape == (3, 4)
@@ -167,7 +181,7 @@ class _Largest(TorchDispatchMode):
 
 
 def test_no_tensor_is_as_large_as_a_mask_of_all_tokens(make_folder: Callable[..., Path]) -> None:
-    network = CausalLM.from_folder(make_folder("llama"))
+    network = _load(make_folder("llama"))
     tokens = 64 * 64
     with _Largest() as largest:
         network(torch.zeros(tokens, dtype=torch.int64), [64] * 64).hidden.sum().backward()
@@ -181,7 +195,7 @@ def test_bfloat16_is_as_close_as_transformers_own(
 ) -> None:
     reference = _torch_model(kind)
     narrow = _torch_model(kind).to(torch.bfloat16)
-    network = CausalLM.from_folder(make_folder(kind), compute_dtype=torch.bfloat16)
+    network = _load(make_folder(kind), compute_dtype=torch.bfloat16)
     ours, theirs = [], []
     for shift in range(10):
         batch = (ids + shift) % 48
@@ -206,7 +220,7 @@ def test_router_and_angles_stay_in_fp32(
     make_folder: Callable[..., Path], ids: Tensor, weights: torch.dtype
 ) -> None:
     folder = make_folder("qwen3_moe")
-    network = CausalLM.from_folder(folder, dtype=weights, compute_dtype=torch.bfloat16)
+    network = _load(folder, weights, compute_dtype=torch.bfloat16)
     seen: dict[str, Any] = {}
     norm, experts = "model.layers.1.post_attention_layernorm", "model.layers.1.mlp.experts"
     for name in ("model.layers.1.mlp.gate", "model.rotary_emb", norm, experts):
@@ -228,7 +242,7 @@ def test_router_and_angles_stay_in_fp32(
 
 
 def test_a_copy_has_its_own_router(make_folder: Callable[..., Path], ids: Tensor) -> None:
-    network = CausalLM.from_folder(make_folder("qwen3_moe"))
+    network = _load(make_folder("qwen3_moe"))
     before, twin = network(ids, LENGTHS).hidden, copy.deepcopy(network)
     with torch.no_grad():
         twin.get_parameter("model.layers.0.mlp.gate.weight").neg_()
@@ -240,7 +254,7 @@ def test_a_copy_has_its_own_router(make_folder: Callable[..., Path], ids: Tensor
 def test_what_we_export_loads_in_transformers(
     make_folder: Callable[..., Path], ids: Tensor, tmp_path: Path, kind: str
 ) -> None:
-    network = CausalLM.from_folder(make_folder(kind))
+    network = _load(make_folder(kind))
     released = {name: x.detach().clone() for name, x in released_tensors(network)}
     (tmp_path / "out").mkdir()
     save_file(released, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
@@ -252,7 +266,7 @@ def test_what_we_export_loads_in_transformers(
 
 def test_experts_have_released_names(make_folder: Callable[..., Path]) -> None:
     folder = make_folder("qwen3_moe")
-    network = CausalLM.from_folder(folder)
+    network = _load(folder)
     stored, ours = load_file(folder / "model.safetensors"), dict(released_tensors(network))
     assert ours.keys() == stored.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in stored.items())
@@ -268,14 +282,14 @@ def _change(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path
 def test_tied_head_may_be_repeated(make_folder: Callable[..., Path], ids: Tensor) -> None:
     embedding = "model.embed_tokens.weight"
     folder = make_folder("qwen3")
-    plain = CausalLM.from_folder(folder)
+    plain = _load(folder)
     assert plain.lm_head.weight is plain.embedding.weight
     _change(folder, lambda t: t.update({"lm_head.weight": t[embedding].clone()}))
-    repeated = CausalLM.from_folder(folder)
+    repeated = _load(folder)
     assert torch.equal(repeated(ids, LENGTHS).hidden, plain(ids, LENGTHS).hidden)
     _change(folder, lambda t: t.update({"lm_head.weight": t[embedding] + 1}))
     with pytest.raises(CheckpointError, match=r"lm_head.weight is not the embedding"):
-        CausalLM.from_folder(folder)
+        _load(folder)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +307,7 @@ def test_bad_tensors_are_named(
     make_folder: Callable[..., Path], change: Callable[[dict[str, Tensor]], object], says: str
 ) -> None:
     with pytest.raises(CheckpointError, match=says):
-        CausalLM.from_folder(_change(make_folder("qwen3_moe"), change))
+        _load(_change(make_folder("qwen3_moe"), change))
 
 
 def _clip(network: CausalLM, gamma: Tensor) -> list[str]:
@@ -318,7 +332,7 @@ def _clip(network: CausalLM, gamma: Tensor) -> list[str]:
 def test_clip_scales_the_logits_of_a_head(
     make_folder: Callable[..., Path], ids: Tensor, kind: str, clipped: list[str], layer: int
 ) -> None:
-    network = CausalLM.from_folder(make_folder(kind))
+    network = _load(make_folder(kind))
     assert network.qk_clip_note is None
     before, gamma = network(ids, LENGTHS).max_logits, torch.ones(3, 4)
     gamma[layer, 1], gamma[layer, 2] = 0.3, 0.7
@@ -331,7 +345,7 @@ def test_clip_scales_the_logits_of_a_head(
 
 
 def test_clip_leaves_normalised_heads_alone(make_folder: Callable[..., Path]) -> None:
-    network = CausalLM.from_folder(make_folder("qwen3"))
+    network = _load(make_folder("qwen3"))
     assert "q_norm and k_norm of Qwen3Attention" in str(network.qk_clip_note)
     assert _clip(network, torch.full((3, 4), 0.5)) == []
 
@@ -376,7 +390,7 @@ FULL = ["full_attention"] * 3
 def test_refused_by_name(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SIZES | settings))
     with pytest.raises(CheckpointError, match=says):
-        CausalLM.from_folder(tmp_path)
+        _load(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["smollm3", "mistral", "phi3", "olmoe"])
@@ -401,7 +415,7 @@ def test_muon_leaves_embeddings_alone_whatever_they_are_called(tmp_path: Path) -
 
 
 def test_bad_batches(make_folder: Callable[..., Path], ids: Tensor) -> None:
-    network = CausalLM.from_folder(make_folder("llama"))
+    network = _load(make_folder("llama"))
     with pytest.raises(ValueError, match="sum to 20 tokens"):
         network(ids, [7, 12])
     with pytest.raises(ValueError, match="max_position_embeddings = 64"):
@@ -411,7 +425,7 @@ def test_bad_batches(make_folder: Callable[..., Path], ids: Tensor) -> None:
     with pytest.raises(
         ValueError, match=r"compute in torch.float32 with weights in torch.bfloat16"
     ):
-        CausalLM.from_folder(make_folder("llama"), torch.bfloat16)
+        _load(make_folder("llama"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
@@ -423,22 +437,6 @@ def test_shapes_without_weights(make_folder: Callable[..., Path], kind: str) -> 
     assert {p.device.type for p in network.parameters()} == {"meta"}
     assert output.hidden.shape == (20, 32)
     assert output.max_logits.shape == (3, 4)
-
-
-def test_modules_are_filled_one_by_one(make_folder: Callable[..., Path], ids: Tensor) -> None:
-    folder = make_folder("llama")
-    whole = CausalLM.from_folder(folder)
-    with torch.device("meta"):
-        network = CausalLM.from_config(folder)
-    for module in network.modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                fresh = torch.full_like(tensor, torch.nan, device="cpu")
-                is_weight = isinstance(tensor, torch.nn.Parameter)
-                setattr(module, name, torch.nn.Parameter(fresh) if is_weight else fresh)
-        network.derive_(module)
-    network.read(folder)
-    assert torch.equal(network(ids, LENGTHS).hidden, whole(ids, LENGTHS).hidden)
 
 
 def test_config_is_exported_as_it_was_read(

@@ -128,6 +128,13 @@ def test_bfloat16_compute_stays_near_float32(make_small: Callable[..., K2]) -> N
     assert error < 0.03
 
 
+def test_a_router_scores_in_float32_in_a_bfloat16_network(make_small: Callable[..., K2]) -> None:
+    router = make_small(torch.bfloat16).model.layers[1].mlp.gate
+    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    narrow, wide = router(x), router(x.float())
+    assert torch.equal(narrow.chosen, wide.chosen) and torch.equal(narrow.weights, wide.weights)
+
+
 def _choices(model: K2, ids: Tensor, lengths: list[int]) -> Tensor:
     """The router's own choice in every MoE layer."""
     seen: list[Tensor] = []

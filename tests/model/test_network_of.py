@@ -9,16 +9,17 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from model.causal_lm import CausalLM
+from model.checkpoint_reader import empty_network
 from model.formats import CheckpointError
 from model.k2 import K2
 from model.load import save_k2
-from model.network_of import is_k2, load_network
+from model.network_of import is_k2
 
 
 def test_k2_is_ours(make_small: Callable[..., K2], tmp_path: Path) -> None:
     save_k2(make_small(), tmp_path / "k2", torch.float32)
     assert is_k2(tmp_path / "k2")
-    network = load_network(tmp_path / "k2", checkpoint_layers=True)
+    network = empty_network(tmp_path / "k2", compute_dtype=torch.float32, checkpoint_layers=True)
     assert isinstance(network, K2)
     assert network.checkpoint_layers
 
@@ -35,7 +36,7 @@ def test_others_are_of_transformers(tmp_path: Path) -> None:
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
     assert not is_k2(tmp_path)
-    network = load_network(tmp_path, compute_dtype=torch.bfloat16)
+    network = empty_network(tmp_path, compute_dtype=torch.bfloat16)
     assert isinstance(network, CausalLM)
     assert network.compute_dtype == torch.bfloat16
 
@@ -53,9 +54,9 @@ def test_bad_config(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=says):
-        load_network(tmp_path)
+        empty_network(tmp_path, compute_dtype=torch.float32)
 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint folder at"):
-        load_network(tmp_path / "nowhere")
+        empty_network(tmp_path / "nowhere", compute_dtype=torch.float32)

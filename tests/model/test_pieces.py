@@ -50,6 +50,20 @@ def test_largest_part_decides_and_then_the_work() -> None:
     assert [len(members) for members in rounds(found, elements=100)] == [2]
 
 
+def test_among_equal_parts_whoever_has_less_work_owns() -> None:
+    first = [_piece("a", (2, 4), 0, 4, 0), _piece("b", (2, 4), 0, 4, 4)]
+    second = [_piece("a", (2, 4), 4, 8, 0), _piece("b", (2, 4), 4, 8, 4)]
+    assert [m.owner for m in matrices([first, second])] == [0, 1]
+
+
+def test_a_gap_ends_a_run() -> None:
+    found = matrices([[_piece("a", (2, 4), 0, 8, 0), _piece("b", (2, 4), 0, 8, 20)]])
+    assert whole_runs(found, 0) == [
+        Matrices(offset=0, count=1, rows=2, columns=4),
+        Matrices(offset=20, count=1, rows=2, columns=4),
+    ]
+
+
 def test_neighbours_of_one_shape_are_one_run() -> None:
     held = [_piece("m.experts.gate_up_proj", (3, 4, 5), 0, 60, 7), _piece("x", (2, 5), 0, 10, 67)]
     assert whole_runs(matrices([held]), 0) == [Matrices(offset=7, count=7, rows=2, columns=5)]

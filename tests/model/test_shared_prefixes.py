@@ -67,3 +67,17 @@ def test_hidden_states_logits_and_gradients_are_those_of_separate_sequences(
     )
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_load_counts_a_shared_prompt_for_every_sample(make_small: Callable[..., K2]) -> None:
+    small = make_small()
+    together, apart = (K2(small.config, count_load=True) for _ in range(2))
+    for each in (together, apart):
+        each.load_state_dict(small.state_dict())
+    parts = [torch.tensor([5, 6, 7, 8]), torch.tensor([5, 6, 7, 9])]
+    together(torch.cat(parts), [4, 4])
+    for part in parts:
+        apart(part, [4])
+    assert together.load is not None and apart.load is not None
+    assert together.load.sum(1).tolist() == [8 * 3, 8 * 3]
+    assert torch.equal(together.load, apart.load)

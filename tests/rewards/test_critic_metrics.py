@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rewards.calibration import VerifiedPair
 from rewards.comparison import PairOutcome
-from rewards.critic_metrics import CriticWindow, JudgedPair, win_rate_against
+from rewards.critic_metrics import CriticWindow, JudgedPair
 
 Says = float | None
 NAMES = ("agreement", "order_consistency", "position_bias", "length_bias", "ece", "unreadable")
@@ -139,13 +139,6 @@ def test_a_resumed_window_goes_on_as_it_was() -> None:
     window.add(pair(4, 9), RIGHT)
     resumed.add(pair(4, 9), RIGHT)
     assert resumed.state() == window.state()
-
-
-def test_win_rate_against_another() -> None:
-    assert win_rate_against([RIGHT, WRONG, TIE, RIGHT]) == 0.625
-    assert win_rate_against([RIGHT, UNREADABLE]) == 1.0
-    assert win_rate_against([UNREADABLE]) is None
-    assert win_rate_against([]) is None
 
 
 Words = st.sampled_from([0.0, 0.5, 1.0, None])

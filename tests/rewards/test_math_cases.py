@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,6 @@ CASES = [
     json.loads(line)
     for line in (Path(__file__).parents[1] / "data" / "math_cases.jsonl").read_text().splitlines()
 ]
-
-
-@pytest.fixture(scope="module")
-def verifier() -> Iterator[MathVerifier]:
-    made = MathVerifier(timeout_s=5.0)
-    made.start()
-    yield made
-    made.close()
 
 
 def test_there_are_enough_cases() -> None:

@@ -154,6 +154,11 @@ def test_pack_and_cut_keep_totals() -> None:
     assert all((p.total_sequences, p.total_loss_tokens) == (3, 5) for p in parts)
 
 
+def test_a_micro_batch_may_be_exactly_full() -> None:
+    batch = pack([supervised_sample([1], [2, 3]), supervised_sample([1], [2, 3])])
+    assert [p.lengths for p in micro_batches(batch, 6)] == [[3, 3]]
+
+
 def test_a_sequence_longer_than_the_limit_goes_alone() -> None:
     batch = pack([supervised_sample([1], [2] * 9), supervised_sample([1], [2])])
     assert [p.lengths for p in micro_batches(batch, 4)] == [[10], [2]]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from rewards.score import Score
@@ -134,5 +135,47 @@ def test_no_more_is_asked_than_the_steps_train() -> None:
     async def main() -> None:
         buffer = _buffer(3, steps=2)
         assert await _admitted(buffer) == [0, 1, 2, 3]
+
+    asyncio.run(main())
+
+
+def test_what_was_given_up_is_sampled_anew_oldest_first() -> None:
+    async def main() -> None:
+        buffer = _buffer(1)
+        assert await _admitted(buffer) == [0, 1, 2, 3]
+        for position in (0, 1):
+            await buffer.put(position, _group(0))
+        await buffer.published(2)  # as if a step of no groups went by
+        assert await _now(buffer.take()) is None
+        assert await buffer.admit() == Admission(position=0, step=2)
+        assert await buffer.admit() == Admission(position=1, step=2)
+
+    asyncio.run(main())
+
+
+def test_whoever_waits_for_a_place_hears_of_what_was_given_up() -> None:
+    async def main() -> None:
+        buffer = _buffer(1, steps=1)
+        assert await _admitted(buffer) == [0, 1]
+        waiting = asyncio.create_task(buffer.admit())  # all steps have their groups
+        await buffer.put(0, _group(0))
+        await buffer.published(2)
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        taking = asyncio.create_task(buffer.take())
+        assert await asyncio.wait_for(waiting, 1) == Admission(position=0, step=2)
+        taking.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_group_that_could_not_be_ranked_was_asked_all_the_same() -> None:
+    async def main() -> None:
+        buffer = _buffer(0)
+        assert await _admitted(buffer) == [0, 1]
+        await buffer.put(0, replace(_group(0, 0), skipped="no verdict"))
+        await buffer.put(1, _group(0, 0))
+        await buffer.take()
+        assert buffer.journal_state == JournalState(end=2, passed_over=0)
 
     asyncio.run(main())

@@ -26,9 +26,16 @@ def test_a_mask_drops_what_leaves_the_interval_on_either_side() -> None:
     assert weights.cut.tolist() == [True, False, False, False, False, True]
 
 
-def test_equal_policies_weigh_1_exactly() -> None:
+def test_a_mask_is_as_wide_below_1_as_above() -> None:
+    log_ratio = torch.tensor([1 / 5, 1 / 3, 3, 5], dtype=torch.float64).log()
+    assert masked_weights(log_ratio, 4.0).cut.tolist() == [True, False, False, True]
+
+
+def test_equal_policies_weigh_1_exactly_and_meet_no_bound() -> None:
     for weights_of in (truncated_weights, masked_weights):
-        assert weights_of(torch.zeros(3), 1.0).values.tolist() == [1.0, 1.0, 1.0]
+        weights = weights_of(torch.zeros(3), 1.0)
+        assert weights.values.tolist() == [1.0, 1.0, 1.0]
+        assert not weights.cut.any()
 
 
 @given(st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=5))

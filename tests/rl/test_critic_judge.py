@@ -1,7 +1,6 @@
 """The critic as a judge of `temper eval-reward`: a checkpoint on a real engine, or an endpoint."""
 
 import json
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +20,6 @@ from rewards.preference.judges import Failure, Judgement, Question
 from rewards.preference.records import ProblemKind
 from rewards.task import Message
 from rl.checkpoint_critic import open_checkpoint_critic
-from rl.cli import main
 from rl.critic_judge import CriticJudge, Served, critic_config
 from rl.critic_rubrics import rubrics_of
 from rl.errors import BadInput
@@ -31,28 +29,6 @@ SAYS_A = '{"rubrics": {"true": "A"}, "better": "A"}'
 SAYS_TIE = '{"rubrics": {"true": "B"}, "better": "tie"}'
 TEXT = Path(__file__).resolve().parent.parent / "data" / "judgebench" / "pairs.jsonl"
 TOKENS = ["max_tokens=48", "max_model_len=512"]
-
-
-@pytest.fixture
-def temper(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Any:
-    """Run the command in a folder of its own; its exit code, output and error output."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setattr(sys, "argv", ["temper", "eval-reward", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = int(done.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def sums(path: Path, count: int, extra: Sequence[dict[str, Any]] = ()) -> str:
@@ -91,12 +67,12 @@ def teach(folder: Path, says: str) -> Path:
     return folder
 
 
-def test_a_checkpoint_that_always_says_a_is_found_out(temper: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_that_always_says_a_is_found_out(eval_reward: Any, tmp_path: Path) -> None:
     folder = teach(tmp_path / "policy", SAYS_A)
     long = {"id": "long", "prompt": "1?", "chosen": "two " * 500, "rejected": "3"}
     data = sums(tmp_path / "pairs.jsonl", 6, [long])
     command = (data, "--judge", f"critic:{folder}", "rubrics=tiny", *TOKENS, "--out", "o")
-    code, out, error = temper(*command)
+    code, out, error = eval_reward(*command)
     shown = " ".join(out.split())
     assert code == 0, error
     assert "critic policy on 6 of 7 rows" in shown
@@ -105,17 +81,17 @@ def test_a_checkpoint_that_always_says_a_is_found_out(temper: Any, tmp_path: Pat
     assert "2 x judge failed" in shown and "max_model_len=512" in shown
     assert len((tmp_path / "o" / "judgements.jsonl").read_text().splitlines()) == 12
     sums(tmp_path / "pairs.jsonl", 6)
-    code, out, _ = temper(*command, "--json")  # all is kept: no engine starts
+    code, out, _ = eval_reward(*command, "--json")  # all is kept: no engine starts
     found = json.loads(out)
     assert code == 0 and (found["judged"], found["overall"]["ties"]) == (6, 6)
     assert found["problems"] == []
 
 
-def test_what_cannot_be_read_is_no_tie(temper: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_no_tie(eval_reward: Any, tmp_path: Path) -> None:
     folder = teach(tmp_path / "policy", '{"better": "A"}')
     data = sums(tmp_path / "pairs.jsonl", 3)
     command = (data, "--judge", f"critic:{folder}", "rubrics=tiny", *TOKENS, "--out", "o")
-    code, _, error = temper(*command)
+    code, _, error = eval_reward(*command)
     assert code == 2 and "judged none of the 3 rows" in error
     assert "lacks 'rubrics'" in error and '{"better": "A"}' in error
     assert (tmp_path / "o" / "judgements.jsonl").read_text() == ""
@@ -262,7 +238,7 @@ def test_a_kept_judgement_is_found_by_all_that_it_depends_on() -> None:
     assert identity(concurrency=7) == identity()
 
 
-def test_an_endpoint_is_asked_what_the_policy_is_asked(temper: Any, tmp_path: Path) -> None:
+def test_an_endpoint_is_asked_what_the_policy_is_asked(eval_reward: Any, tmp_path: Path) -> None:
     verdict = {"rubrics": {}, "better": "B"}
     names = [each.name for each in rubrics_of(CriticConfig()) if each.rule is None]
     bodies: list[dict[str, Any]] = []
@@ -285,7 +261,7 @@ def test_an_endpoint_is_asked_what_the_policy_is_asked(temper: Any, tmp_path: Pa
     data = sums(tmp_path / "pairs.jsonl", 4)
     url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
-        code, out, error = temper(
+        code, out, error = eval_reward(
             data, "--judge", url, "model=m", "asks=critic", "max_tokens=99", "--json"
         )
     finally:
@@ -320,10 +296,10 @@ def test_an_endpoint_is_asked_what_the_policy_is_asked(temper: Any, tmp_path: Pa
     ],
 )
 def test_bad_input_is_one_message(
-    temper: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
+    eval_reward: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     create_tiny(tmp_path / "tiny", ["one"], seed=0)
-    code, _, error = temper(sums(tmp_path / "pairs.jsonl", 2), "--judge", *arguments)
+    code, _, error = eval_reward(sums(tmp_path / "pairs.jsonl", 2), "--judge", *arguments)
     assert code == 2 and message in error and "Traceback" not in error
 
 

@@ -146,3 +146,7 @@ def test_shares_of_all_and_of_each_family() -> None:
     assert math.isclose(row.mixed_in_training, (5 / 9) / 3)  # 2 of 10 draws differ: 5 * 5 / 45
     assert (found["gcd"].mixed, found["gcd"].mixed_in_training, found["gcd"].kept) == (0, 0, 0)
     assert found["all"].all_right == 0.5
+
+
+def test_a_group_larger_than_the_samples_is_as_large_as_they_are() -> None:
+    assert shares([_profile(1, samples=2)], group_size=8)["all"].mixed_in_training == 1.0

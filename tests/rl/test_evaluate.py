@@ -66,6 +66,11 @@ def test_what_the_critic_ranks_is_watched_and_never_passed() -> None:
     assert not passed(_group(TaskKind.open, "t", _score(1.0, {"rubric": 1.0})).episodes[0])
 
 
+def test_only_full_marks_pass() -> None:
+    group = _group(TaskKind.code, "programs", _score(0.75, {}), _score(1.0, {}))
+    assert [passed(episode) for episode in group.episodes] == [False, True]
+
+
 def test_open_ended_tasks_with_a_reward_of_their_own_can_be_passed() -> None:
     scores = _score(1.0, {"mine": 1.0}), _score(0.2, {"mine": 0.2})
     found = rates([_group(TaskKind.open, "essays", *scores)], ranked=False)

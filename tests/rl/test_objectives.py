@@ -1,5 +1,6 @@
 """Every objective against autograd of the formula as its paper writes it, token by token."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from rl.objectives import (
     k2_loss,
     k2p5_loss,
     ptx_loss,
+    ratio_of,
 )
 
 SEQUENCE = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
@@ -210,13 +212,42 @@ def test_length_normalised_ratio_divides_by_tokens() -> None:
     tokens = Tokens(
         logprobs=torch.tensor([-1.0, -2.0]),
         old_logprobs=torch.tensor([-2.0, -4.0]),
-        weights=torch.ones(2),
+        weights=torch.tensor([2.0, 1.0]),
         sequence=torch.tensor([0, 0]),
         advantages=torch.zeros(1),
     )
     plain = k2_loss(tokens, tau=2.0, total_sequences=1).value
     normalised = k2_loss(tokens, tau=2.0, total_sequences=1, length_normalised=True).value
-    assert (plain.item(), normalised.item()) == (9.0, 2.25)
+    assert (plain.item(), normalised.item()) == (16.0, 4.0)
+
+
+def test_a_ratio_is_exact_up_to_its_bound() -> None:
+    found = ratio_of(torch.tensor([-30.0, -19.0, 19.0, 30.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([math.exp(x) for x in (-20, -19, 19, 20)])
+
+
+def _one_sequence(log_ratio: list[float], weights: list[float]) -> Tokens:
+    """Of advantage 1."""
+    return Tokens(
+        logprobs=torch.full((3,), -1.0, dtype=torch.float64),
+        old_logprobs=-1.0 - torch.tensor(log_ratio, dtype=torch.float64),
+        weights=torch.tensor(weights, dtype=torch.float64),
+        sequence=torch.zeros(3, dtype=torch.long),
+        advantages=torch.ones(1, dtype=torch.float64),
+    )
+
+
+def test_gspo_takes_the_mean_over_the_tokens_that_count() -> None:
+    tokens = _one_sequence([0.2, 0.4, 9.0], [1.0, 1.0, 0.0])
+    loss = gspo_loss(tokens, clip=Clip(1.0, 9.0), total_sequences=1)
+    assert loss.value.item() == pytest.approx(-math.exp(0.3) * 2 / 3)
+
+
+def test_gspo_clips_all_tokens_of_a_sequence() -> None:
+    tokens = _one_sequence([0.0, 0.3, 0.6], [1.0, 1.0, 1.0])
+    loss = gspo_loss(tokens, clip=Clip(0.2, 0.2), total_sequences=1)
+    assert loss.clipped.tolist() == [True, True, True]
+    assert loss.value.item() == pytest.approx(-1.2)
 
 
 def _part(tokens: Tokens, sequences: list[int]) -> Tokens:

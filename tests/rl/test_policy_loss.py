@@ -110,6 +110,13 @@ def test_old_tokens_weigh_less_if_asked() -> None:
     torch.testing.assert_close(gradient, _k2(NOW, START, weights))
 
 
+def test_trust_in_old_tokens_multiplies_the_importance_weight() -> None:
+    _, gradient, _ = _later(ObjectiveConfig(staleness_power=1.0))
+    importance = (START - RECORDED).exp().clamp(max=2.0)
+    trust = torch.tensor([1, 1, 1, 1 / 2, 1 / 3, 1 / 2])
+    torch.testing.assert_close(gradient, _k2(NOW, START, importance * trust))
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_the_first_minibatch_is_on_policy_against_the_learner(kind: Kind) -> None:
     """Its own log-probs are pi_old: no ratio to clip, whatever the rollout recorded."""

@@ -105,7 +105,7 @@ class OneShard:
 
     def step(self, logits: Tensor, rate: float, *, finite: bool) -> StepReport:
         assert finite
-        return StepReport(max_logit=0.0, clipped_heads=0, update_rms=0.0, matrices=0, grad_norm=0.0)
+        return StepReport(max_logit=0.0, clipped_heads=0, update_rms=0.0, grad_norm=0.0)
 
     def total(self, values: list[float]) -> list[float]:
         return values

@@ -11,7 +11,7 @@ import pytest
 
 from rewards.errors import RewardError
 from rewards.preference import endpoint as endpoint_judge
-from rewards.preference.endpoint import Endpoint, EndpointJudge, read_reply, read_verdict, show
+from rewards.preference.endpoint import Endpoint, EndpointJudge, read_verdict, show
 from rewards.preference.judges import Failure, Judgement, Question
 from rewards.preference.records import ProblemKind
 from rewards.task import Message
@@ -213,8 +213,9 @@ def test_scores_are_read_strictly(text: str, value: float | None) -> None:
     assert read_verdict(text, compares=False) == value
 
 
-def test_an_answer_that_was_cut_after_its_verdict_counts_as_truncated() -> None:
-    found = read_reply(completion('{"better": "A"}', "length"), compares=True)
+def test_an_answer_that_was_cut_after_its_verdict_counts_as_truncated(server: Server) -> None:
+    server.answer = lambda request, number: (200, completion('{"better": "A"}', "length"))
+    (found,) = said(EndpointJudge(Endpoint(url=server.url, model="m")), questions(1))
     assert isinstance(found, Judgement) and found.truncated
 
 
