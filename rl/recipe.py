@@ -180,7 +180,9 @@ def _plain_variables(given: Any) -> Any:
 
 def _typed(composed: Any) -> TrainConfig:
     """The settings, each checked by its class."""
-    given = OmegaConf.to_container(composed, structured_config_mode=SCMode.DICT)
+    given = OmegaConf.to_container(
+        composed, structured_config_mode=SCMode.DICT, throw_on_missing=True
+    )
     assert isinstance(given, dict)
     if "tasks" in given:
         given["tasks"] = _plain_variables(given["tasks"])

@@ -63,6 +63,7 @@ def test_a_section_that_the_recipe_leaves_out_comes_with_its_defaults() -> None:
     [
         ("run_dir=a,b", "run_dir has several values: put a text with commas into quotes"),
         ("steps={a: 1}", "steps: "),
+        ("steps='???'", "Missing mandatory value: steps"),
         ("sft.max_step=3", "unknown key 'sft.max_step'; did you mean 'sft.max_steps'?"),
         ("~tasks", "tasks.families is empty"),
     ],
