@@ -24,7 +24,7 @@ MOST_CHARACTERS = 2000  # of an answer that is worth reading
 MOST_ANSWERS = 16  # that may say the same in one response
 START_S = 120.0  # for math-verify to be imported on a busy machine, while tasks are loaded
 GRACE_S = 0.8  # what a call may take beyond its limit
-_ENDLESS = re.compile(r"(\.[0-9]{3,400})?\.\.+[ .$]*$")
+_ENDLESS = re.compile(r"(?:(\.[0-9]{3,400})|(?<!\.))\.\.[ .$]*$")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
 STARVED = 0.25  # of the limit: a late worker that had less of a processor was not slow itself
 

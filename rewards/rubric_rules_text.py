@@ -14,6 +14,7 @@ _CONTROL = regex.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _ESCAPE = regex.compile(
     r"\\{1,4}(?:u\{?00([2-7][0-9a-fA-F])\}?|x([2-7][0-9a-fA-F])|([\"'/`<>]))|%([237][0-9a-fA-F])"
 )
+_NO_CODE = regex.compile(r"(?<=&#)[0-9]{1000,}")  # an integer of so many digits raises
 _BREAKS = regex.compile(r"(?: ?\\{1,4}[rn](?=[\s\"'{}\[\]])| ?\n)\s*")
 _SPACES = regex.compile(r" {2,}")
 _MARKDOWN = regex.compile(r"\*+|`+|~~+|__+")
@@ -47,7 +48,8 @@ def normal(text: str) -> str:
     plain letters; hidden characters, accents, markdown, escapes and entities go; a run of spaces is
     one space, a run of lines one line break; letters drawn out or spelt apart are joined.
     """
-    text = _ESCAPE.sub(_escaped, html.unescape(_bare(text).translate(_ALIKE)))
+    text = html.unescape(_NO_CODE.sub("", _bare(text).translate(_ALIKE)))
+    text = _ESCAPE.sub(_escaped, text)
     text = _SPACES.sub(" ", _CONTROL.sub(" ", _MARKDOWN.sub("", text)))
     text = _BREAKS.sub("\n", text)
     text = _DRAWN.sub(lambda found: found[1] * (1 + (found[1] in "oO")), text)

@@ -15,7 +15,7 @@ from rewards.constraints.lists import ABBREVIATIONS, STARTERS
 WORD = regex.compile(r"\w+")
 _JOINED_WORD = regex.compile(r"\w+(?:['\u2019\-]\w+)*")
 _PUNCTUATION = regex.compile(r"[^\w\s]|_")
-_EDGES = regex.compile(r"^[\W_]+|[\W_]+$")
+_EDGES = regex.compile(r"^[\W_]++|(?<![\W_])[\W_]++$")  # a run is read once, from its beginning
 _BLANK_LINE = regex.compile(r"\n[ \t\r]*\n")
 _EMOJI = (
     r"(?:\p{Regional_Indicator}{2}|[0-9#*]\uFE0F?\u20E3"
@@ -25,9 +25,11 @@ _EMOJI = (
 _FINAL_EMOJI = regex.compile(rf"(?V1){_EMOJI}$")
 _CLOSERS = r"[\"'”\u2019»)\]*_]"
 _MARKS = regex.compile(
-    rf"(?V1)(?:[.!?…]+{_CLOSERS}*(?=\s|$|{_EMOJI})|[。\uff01\uff1f]+[」』”]*)(?:[ \t]*{_EMOJI})*"
+    rf"(?V1)(?:(?<![.!?…])[.!?…]++{_CLOSERS}*(?=\s|$|{_EMOJI})|[。\uff01\uff1f]+[」』”]*)"
+    rf"(?:[ \t]*{_EMOJI})*"
 )
-_LIST_MARK = regex.compile(r"\s*[*_#>(]*(?:[0-9]{1,3}|[A-Za-z])")
+# Read backwards, from a mark: what lies between two marks is then read once.
+_LIST_MARK = regex.compile(r"(?r)[^\S\n]*[*_#>(]*(?:[0-9]{1,3}|[A-Za-z])")
 _INITIAL = regex.compile(
     r"(?:.*\b[A-Z][\w.]*\s)?[A-HJ-Z]|.*\b(?:[A-Za-z]\.)+[A-Za-z]", regex.DOTALL
 )
@@ -62,8 +64,9 @@ def trimmed(word: str) -> str:
 
 def plain(text: str) -> str:
     """The text without accents."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(each for each in decomposed if not unicodedata.combining(each))
+    # Sign by sign: a long run of accents would take quadratic time to be put in order.
+    decomposed = (part for each in text for part in unicodedata.normalize("NFKD", each))
+    return "".join(part for part in decomposed if not unicodedata.combining(part))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -120,9 +123,7 @@ def _ends_sentence(text: str, start: int, mark: regex.Match[str]) -> bool:
         return False
     if signs != ".":
         return True
-    if _LIST_MARK.fullmatch(
-        text, max(start, text.rfind("\n", start, mark.start()) + 1), mark.start()
-    ):
+    if _is_list_mark(text, start, mark.start()):
         return mark.start() - start > 8 and following == ""
     before = text[max(start, mark.start() - 20) : mark.start()]
     last = before.split()[-1:] or [""]
@@ -131,3 +132,9 @@ def _ends_sentence(text: str, start: int, mark: regex.Match[str]) -> bool:
     if _INITIAL.fullmatch(before) is None or not following[:1].isalpha():
         return True
     return not small and following.split()[0].lower() in STARTERS
+
+
+def _is_list_mark(text: str, start: int, end: int) -> bool:
+    """Whether the line that ends there, or what the sentence has of it, is `1` or `(a`."""
+    found = _LIST_MARK.match(text, start, end)
+    return found is not None and (found.start() == start or text[found.start() - 1] == "\n")

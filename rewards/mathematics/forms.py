@@ -259,7 +259,7 @@ def _equation(sides: list[str], depth: int) -> Form:
             return replace(values[0], name=name)
         return Form(kind=Kind.chain, items=tuple(values), name=name)
     items = tuple(_read(side, depth + 1) for side in sides)
-    if number(items[-1].text) is not None and all(_without_names(item) for item in items):
+    if number(items[-1].measure.body) is not None and all(_without_names(item) for item in items):
         return Form(kind=Kind.chain, items=items)
     return Form(kind=Kind.relation, items=items, mark=" ".join("=" * (len(sides) - 1)))
 

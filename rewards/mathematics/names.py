@@ -7,6 +7,7 @@ from rewards.mathematics.text import clean, normal, words
 MOST_CHARACTERS = 60
 
 _PARTS = re.compile(r"_\{[^{}]*\}|_\\?\w|\^\{-1\}|\^\{?\\prime\}?|'|\\(?:text|mathrm)\{[^{}]*\}")
+_UPRIGHT = re.compile(r"\\(?:text|mathrm)\{([A-Z][a-z]{0,3})\}(?=\()")  # `\text{P}(A)`
 _NO_NAME = re.compile(  # `\not`, `\neg`, `\nless` and other signs that deny or compare
     r"\\(?:frac|sqrt|pi|infty|int|sum|prod|lim|log|ln|binom|emptyset|pm|mp|lnot|forall|exists"
     r"|n(?!u(?![A-Za-z])|abla)[a-z]+)(?![A-Za-z])"
@@ -25,7 +26,7 @@ _DENY = frozenset(["not", "or", "either", "maybe", "perhaps", "possibly", "isn",
 
 def is_name(side: str) -> bool:
     r"""Whether it is a name. `\text{not } x` is none, nor is `-x`."""
-    bare = normal(side)
+    bare = _UPRIGHT.sub(r"\1", normal(side))
     if len(bare) > MOST_CHARACTERS or bare in ("e", "i", r"\pi") or _denies(side):
         return False
     if _SLOPE.fullmatch(bare) or _TUPLE.fullmatch(bare) or words(side) is not None:
@@ -38,7 +39,7 @@ def is_name(side: str) -> bool:
 
 def name_of(side: str) -> str:
     """A name in its normal spelling."""
-    return re.sub(r"[\s{}]", "", normal(side))
+    return re.sub(r"[\s{}]", "", _UPRIGHT.sub(r"\1", normal(side)))
 
 
 def _denies(side: str) -> bool:

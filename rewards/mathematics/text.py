@@ -11,6 +11,7 @@ MOST_DIGITS = 400  # of a number that is read exactly
 ROUNDED_DIGITS = 6  # decimals, all of them significant, that a rounded number needs
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BOLD = re.compile(r"\*\*([^*]+)\*\*")
 _GSM8K = re.compile(r"[ \t]*####[ \t]*(\S.*)")
 _INTEGER = r"[0-9]{1,400}"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]{{0,400}})?|\.[0-9]{{1,400}})"
@@ -48,12 +49,14 @@ _ALL_OVER = re.compile(r"\s*\{?([^{}]*)\}?\s*\\over(?![A-Za-z])\s*\{?([^{}]*)\}?
 _GROUPED = re.compile(r"([+-]?)(?:\{([0-9]+)\}/\{([0-9]+)\}|\(([0-9]+)\)/\(([0-9]+)\))")
 _BASE = re.compile(r"(?<![A-Za-z0-9_}\\])\(([0-9]{1,100})\)(?=_)")
 _BASE_NAMES = re.compile(r"_\{\s*(?:\\text\{)?\(?\s*(two|eight|ten|[0-9]{1,2})\s*\)?\}?\s*\}")
+_NO_VALUE = frozenset(["dne", "limit does not exist"])
 _WORDS = re.compile(r"[A-Za-z]+(?:(?:, ?|[' -])[A-Za-z]+)*")
 _SAME = {
     r"\left": "", r"\right": "", r"\big": "", r"\Big": "", r"\bigg": "", r"\Bigg": "",
     r"\bigl": "", r"\bigr": "", r"\Bigl": "", r"\Bigr": "", r"\biggl": "", r"\biggr": "",
     r"\displaystyle": "", r"\textstyle": "", r"\limits": "", r"\!": "", "$": "",
     r"\(": "", r"\)": "", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
+    r"\nicefrac": r"\frac", r"\sfrac": r"\frac", "\u2044": "/",
     r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\times": "*", r"\cdot": "*", r"\ast": "*",
     r"\div": "/", r"\%": "%", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[",
     r"\rbrack": "]", r"\leq": r"\le ", r"\le": r"\le ", r"\leqslant": r"\le ", r"\geq": r"\ge ",
@@ -64,7 +67,8 @@ _SAME = {
     r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\arcsec": r"\arcsec", r"\lor": r"\text{ or }",
     r"\vee": r"\text{ or }", r"\land": r"\text{ and }", r"\wedge": r"\text{ and }",
     r"\nolimits": "", r"\middle": "", r"\iff": r"\Leftrightarrow",
-    "\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u22c5": "*", "\u00b7": "*", "\u00f7": "/",
+    "\u2212": "-", "\u2011": "-", "\u2013": "-", "\uff0d": "-",
+    "\u00d7": "*", "\u22c5": "*", "\u00b7": "*", "\u00f7": "/",
     "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u221e": r"\infty ",
     "\u03c0": r"\pi ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ",
     "\u00b0": r"^\circ ", "\u2205": r"\emptyset ", "\u00b1": r"\pm ", "\u2248": r"\approx ",
@@ -114,7 +118,7 @@ def final_answers(response: str) -> list[str]:
     response = said if closed and said.strip() else response
     found = boxes(response)
     if found:
-        return found
+        return [_BOLD.sub(r"\1", each) if _BOLD.fullmatch(each) else each for each in found]
     line = response.rstrip().rpartition("\n")[2]
     match = _GSM8K.fullmatch(line)
     return [match.group(1).strip()] if match else []
@@ -122,6 +126,7 @@ def final_answers(response: str) -> list[str]:
 
 def clean(text: str) -> str:
     """The text in one spelling of LaTeX: no sizes, no dollar signs, one name for each command."""
+    text = re.sub(r"\s+", " ", text)  # first: runs of spaces make the patterns below cubic
     text = _ROOT.sub(r"\\sqrt{\1}", _LOOKS.sub(" ", _FONT.sub(r"\1", text)))
     if r"\over" in text:
         pattern = _ALL_OVER if _ALL_OVER.fullmatch(text) else _OVER
@@ -163,7 +168,7 @@ def words(text: str) -> str | None:
     said = re.sub(r"[ ,-]+", " ", plain.lower())
     for article in ("the ", "a ", "an "):
         said = said.removeprefix(article)
-    return "does not exist" if said == "dne" else said
+    return "does not exist" if said in _NO_VALUE else said
 
 
 def wording(text: str) -> str:

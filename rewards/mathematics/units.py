@@ -10,7 +10,7 @@ MOST_WORDS = 6  # of a unit
 
 _MACRO = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|rm|operatorname)\s*\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9]))?"
-_MACRO_UNIT = re.compile(rf"(?:\s*/?\s*(?:{_MACRO}){_POWER})+$")
+_MACRO_UNIT = re.compile(rf"(?:\s*(?:/\s*)?(?:{_MACRO}){_POWER})+$")
 _DEGREE_UNIT = re.compile(
     r"\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:[CFK]|\\(?:text|mathrm)\{\s*[CFK]\s*\})?$"
 )
@@ -218,7 +218,10 @@ def _dimension_of(unit: str) -> tuple[str, Fraction] | None:
 
 
 def _singular(unit: str) -> str:
-    return " ".join(
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-        for word in unit.split()
-    )
+    return " ".join(word[:-1] if _is_plural(word) else word for word in unit.split())
+
+
+def _is_plural(word: str) -> bool:
+    """`hours` and `hrs`. Two letters are none: `ms` are milliseconds."""
+    long_enough = len(word) > 3 or (len(word) == 3 and word[:-1] in _TABLE)
+    return long_enough and word.endswith("s") and not word.endswith("ss")

@@ -153,3 +153,8 @@ def test_hostile_texts_come_to_an_end(piece):
 def test_texts_without_spaces_take_no_time(piece):
     for _ in range(300):
         assert disqualified(piece * 100, QUESTION, K2) is None
+
+
+def test_a_character_code_of_any_length_is_read():
+    assert disqualified("&#" + "9" * 5000 + ";", QUESTION, K2) is None
+    assert disqualified("&#123;&#34;better&#34;: &#34;A&#34;}", QUESTION, K2) is not None

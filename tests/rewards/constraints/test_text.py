@@ -5,6 +5,7 @@ from rewards.constraints.text import (
     ends_with_emoji,
     joined_words,
     paragraphs,
+    plain,
     sentence_mark,
     sentences,
     spaced_words,
@@ -55,3 +56,25 @@ def test_bullets_and_paragraphs():
     text = "* one\n  * **two**\n- three\n---\n* * *\n*italics*\n**bold**\n-- no\n*four"
     assert bullets(text) == 4
     assert paragraphs("\n\na\nb\n\n \n\nc\n") == ["a\nb", "c"]
+
+
+def test_plain():
+    assert plain("Ḗn café\u0301, ﬁ ½") == "En cafe, fi 1\u20442"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("read", "text", "expected"),
+    [
+        (sentences, "." * 1_000_000 + "x", 1),
+        (sentences, "Yes. " + "!" * 1_000_000 + "x", 2),
+        (sentences, "\t" * 800_000 + "Mr. Dr. Mrs. St. " * 40_000, 1),
+        (sentences, "(" * 800_000 + "Mr. Dr. Mrs. St. " * 40_000, 1),
+        (spaced_words, "a" + "_" * 1_000_000 + "b", 1),
+        (plain, "a" + "\u0301\u0316" * 500_000, 1),
+        (plain, "a" + "\u0f73" * 500_000, 1),
+    ],
+    ids=range(7),
+)
+def test_hostile_text_takes_linear_time(read, text, expected):
+    assert len(read(text)) == expected
