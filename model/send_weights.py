@@ -7,11 +7,7 @@ lies whole in the other, for engines that must go back to it and for those that 
 """
 
 import json
-import os
 import re
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -22,10 +18,10 @@ import xxhash
 from torch import Tensor
 
 from model.send_changes import changes
+from model.send_folder import PrivateFolder
 from model.send_segments import Place, Segment, bytes_of, file_bytes, places_of, started_digest
 
 SHARED_MEMORY = Path("/dev/shm")
-FOLDER = re.compile(r"temper-(?P<pid>\d+)-[0-9a-f]{16}")
 LAYER = re.compile(r"\.(\d+)\.")  # its number, in a tensor's name: the first one there
 
 
@@ -132,10 +128,7 @@ class WeightSender:
             raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self._bucket_bytes = bucket_bytes
         self._delta, self._by_layer = delta, by_layer
-        root = root if root.is_dir() else Path(tempfile.gettempdir())
-        remove_dead_folders(root)
-        self._folder = root / f"temper-{os.getpid()}-{secrets.token_hex(8)}"
-        self._folder.mkdir(mode=0o700)
+        self._folder = PrivateFolder(root)
         self._made = 0
         self._last: WeightUpdate | None = None
         self._latest: list[Segment] = []  # of the last version, released or not
@@ -194,7 +187,7 @@ class WeightSender:
 
     def close(self) -> None:
         """Remove everything. May be called twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _is_published(self, update: WeightUpdate | None) -> bool:
         return update is not None and update.version in self._published
@@ -257,7 +250,7 @@ class WeightSender:
         return self._make(size), places
 
     def _make(self, num_bytes: int) -> Segment:
-        segment = Segment(self._folder / f"{self._made:05d}.safetensors", num_bytes)
+        segment = Segment(self._folder.path / f"{self._made:05d}.safetensors", num_bytes)
         self._made += 1
         return segment
 
@@ -312,11 +305,3 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
 def update_digest(version: int, digests: dict[str, str]) -> str:
     """One digest over a whole update; the same as in `rollout/receive_segments.py`."""
     return xxhash.xxh3_128(json.dumps([version, sorted(digests.items())]).encode()).hexdigest()
-
-
-def remove_dead_folders(root: Path) -> None:
-    """Remove the folders of senders whose process has ended without closing."""
-    for folder in root.iterdir():
-        match = FOLDER.fullmatch(folder.name)
-        if match and not Path("/proc", match["pid"]).exists():
-            shutil.rmtree(folder, ignore_errors=True)

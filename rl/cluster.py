@@ -16,7 +16,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from model.config import Rank
-from model.send_weights import SHARED_MEMORY, remove_dead_folders
+from model.send_folder import remove_dead_folders
+from model.send_weights import SHARED_MEMORY
 from rewards.task import TaskKind
 from rl.colocated import ColocatedLearner
 from rl.config import Placement, TrainConfig

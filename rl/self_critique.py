@@ -19,6 +19,7 @@ from rewards.critic_config import CalibrationConfig
 from rewards.critic_metrics import CriticWindow, JudgedPair
 from rewards.critic_task import critic_task
 from rewards.rubric import Rubric
+from rewards.score import Score
 from rewards.task import Task, TaskKind
 from rl.critic_baseline import Baseline, StartingAnswer, starting_answers
 from rl.evaluate import PassRate, pass_rate, sample_all, watched
@@ -245,14 +246,19 @@ class SelfCritique:
 def verified(group: Group) -> list[Verified]:
     """The answers of a group that ended by themselves, with the rewards of their verifiers.
 
-    Where others are mixed in, as of style, they do not say which answer is right.
+    Where others are mixed in, as of style, they do not say which answer is right; a verifier that
+    is only watched does.
     """
+
+    def truth(score: Score) -> float:
+        return score.parts.get(verifier, score.watched.get(verifier, score.total))
+
     verifier = group.task.kind.value
     return [
         Verified(
             response=episode.transcript.response.strip(),  # as answers are ranked
             tokens=len(episode.completion.token_ids),
-            reward=episode.score.parts.get(verifier, episode.score.total),
+            reward=truth(episode.score),
         )
         for episode in group.episodes
         if episode.completion.stop_reason is StopReason.stop

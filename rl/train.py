@@ -19,6 +19,7 @@ from rl.progress import Display
 from rl.recipe import changes, from_run, to_yaml
 from rl.report import write_report
 from rl.run_folder import RunFolder, run_root
+from rl.self_critique import CritiqueState
 from rl.training import Training
 
 Result = TypeVar("Result")
@@ -67,7 +68,8 @@ async def _reinforce(training: Training) -> Summary:
     if not training.state.step and not before:
         before = await training.evaluate_before()
         training.display.say(f"before RL: pass@1 {before['all']}")
-        training.state = replace(training.state, eval_before=dict(before))
+        critique = training.critique.state if training.critique else CritiqueState()
+        training.state = replace(training.state, eval_before=dict(before), critique=critique)
         await training.save()
     return await training.reinforce(before)
 

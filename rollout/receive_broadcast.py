@@ -9,7 +9,6 @@ import contextlib
 import json
 import mmap
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from rollout.errors import WeightUpdateError
 from rollout.receive_changes import HeldCopy
+from rollout.receive_folder import PrivateFolder
 from rollout.receive_segments import (
     Announced,
     Mappings,
     announced,
-    private_folder,
     update_digest,
     verify,
 )
@@ -92,7 +91,7 @@ class Inbox:
 
     def __init__(self, *, delta: bool = False, root: Path = SHARED_MEMORY) -> None:
         """Make a private folder; with `delta`, keep a copy that changes can be made to."""
-        self._folder = private_folder(root)
+        self._folder = PrivateFolder(root)
         self._held = HeldCopy(root) if delta else None
         self._version = NOTHING  # of that copy
         self._turn = 0
@@ -129,7 +128,7 @@ class Inbox:
 
     def close(self) -> None:
         """Remove the files. May be called twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
         if self._held is not None:
             self._held.close()
 
@@ -169,7 +168,7 @@ class Inbox:
         return places
 
     def _make(self, num_bytes: int) -> Place:
-        path = self._folder / f"{self._made:05d}.safetensors"
+        path = self._folder.path / f"{self._made:05d}.safetensors"
         self._made += 1
         with path.open("x+b") as handle:
             try:

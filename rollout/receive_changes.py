@@ -8,7 +8,6 @@ announced bytes leave nothing behind.
 import logging
 import mmap
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rollout.receive_folder import PrivateFolder
 from rollout.receive_segments import (
     Announced,
     Mappings,
@@ -23,7 +23,6 @@ from rollout.receive_segments import (
     Update,
     announced,
     check_contents,
-    private_folder,
     read_update,
     verify,
 )
@@ -41,7 +40,7 @@ class HeldCopy:
 
     def __init__(self, root: Path = SHARED_MEMORY) -> None:
         """Make a private folder, which others remove once this process is gone."""
-        self._folder = private_folder(root)
+        self._folder = PrivateFolder(root)
         self._mappings = Mappings()
         self._writable: dict[str, Bytes] = {}
         self._version: int | None = None
@@ -78,7 +77,7 @@ class HeldCopy:
 
     def close(self) -> None:
         """Remove the files. May be called twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _holds(self, update: Update) -> bool:
         """Whether exactly this is the last version: the one before must not be written over."""
@@ -135,7 +134,7 @@ class HeldCopy:
             file = self._spare[position]
             if len(self._writable[file]) == num_bytes:
                 return file
-        path = self._folder / f"{self._made:05d}.safetensors"
+        path = self._folder.path / f"{self._made:05d}.safetensors"
         self._made += 1
         with path.open("x+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, num_bytes)

@@ -8,10 +8,6 @@ making a mapping costs more than reading through one that is there.
 
 import json
 import os
-import re
-import secrets
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +18,6 @@ from typing import Any, Protocol
 import torch
 import xxhash
 
-FOLDER = re.compile(r"temper-(?P<pid>\d+)-[0-9a-f]{16}")  # the sender's, too
 REFUSED = "weight update refused:"  # errors cross the process border as text
 VERIFY_THREADS = max(1, min(8, (os.cpu_count() or 1) // 4))  # a file each; others compute, too
 BLOCK = 1 << 24  # bytes hashed at a time; the interpreter is free meanwhile
@@ -40,21 +35,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-def private_folder(root: Path) -> Path:
-    """A new folder for this process's files below `root`; those of processes that are gone go.
-
-    `root` is the system's temporary folder if it is not there.
-    """
-    root = root if root.is_dir() else Path(tempfile.gettempdir())
-    for folder in root.iterdir():
-        match = FOLDER.fullmatch(folder.name)
-        if match and not Path("/proc", match["pid"]).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    mine = root / f"temper-{os.getpid()}-{secrets.token_hex(8)}"
-    mine.mkdir(mode=0o700)
-    return mine
 
 
 class Refused(ValueError):

@@ -7,6 +7,8 @@ from pathlib import Path
 from rewards.task import Message
 from rollout.tokenizer import load_tokenizer
 
+MARK = re.compile(r"<.*>|\[.*\]")
+
 
 class Renderer:
     """A saved tokenizer with its chat template."""
@@ -66,7 +68,9 @@ class Renderer:
     def _special_token(self) -> re.Pattern[str]:
         """Matches the first character (group 2) of a special token (group 1), overlaps as well."""
         added = self._tokenizer.added_tokens_decoder.values()
-        tokens = {*self._tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+        # Some control tokens, as </think>, are not marked special; runs of spaces are no marks.
+        marks = {str(t) for t in added if t.special or MARK.fullmatch(str(t))}
+        tokens = {*self._tokenizer.all_special_tokens, *marks}
         shortest_first = sorted(tokens, key=lambda token: (len(token), token))
         return re.compile(f"(?=({'|'.join(map(re.escape, shortest_first))}))(.)", re.DOTALL)
 

@@ -156,19 +156,55 @@ def test_failed_publication_leaves_nothing(tmp_path: Path):
         WeightSender(bucket_bytes=0, root=tmp_path)
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from model.send_folder import PrivateFolder
+folder = PrivateFolder(Path(sys.argv[1]))
+print(folder.path, flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(root: Path, seconds: float, *apart: str) -> tuple[subprocess.Popen[str], Path]:
+    """Another process with a folder of its own."""
+    command = [*apart, sys.executable, "-c", HOLDER, str(root), str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
 def test_folder_is_private_and_those_of_the_dead_are_removed(tmp_path: Path):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    dead = tmp_path / f"temper-{process.pid}-{'0' * 16}"
-    alive = tmp_path / f"temper-{os.getppid()}-{'0' * 16}"
-    foreign = tmp_path / f"temper-{process.pid}-other"
-    for folder in (dead, alive, foreign):
+    killed, dead = holder(tmp_path, 60)
+    running, alive = holder(tmp_path, 60)
+    killed.kill()
+    killed.wait()
+    foreign = tmp_path / f"temper-{killed.pid}-other"
+    reused = tmp_path / f"temper-{os.getpid()}-{'0' * 16}"  # of an earlier process of this number
+    for folder in (foreign, reused):
         folder.mkdir()
+    assert dead.exists()
     sender = WeightSender(root=tmp_path)
     update = sender.publish(tensors(1), 1)
     own = Path(update.files[0]).parent
     assert own.stat().st_mode & 0o777 == 0o700
     assert set(tmp_path.iterdir()) == {own, alive, foreign}
+    sender.close()
+    sender.close()
+    assert set(tmp_path.iterdir()) == {alive, foreign}
+    running.kill()
+    running.wait()
+
+
+def test_another_container_leaves_a_living_folder_alone(tmp_path: Path):
+    apart = ("unshare", "--pid", "--fork", "--mount-proc")
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare --pid")
+    sender = WeightSender(root=tmp_path)
+    own = Path(sender.publish(tensors(1), 1).files[0]).parent
+    process, other = holder(tmp_path, 0, *apart)
+    process.wait()
+    assert other.parent == tmp_path and own.exists()
     sender.close()
 
 

@@ -183,6 +183,12 @@ def test_style_does_not_say_which_answer_is_right() -> None:
         for e, parts in zip(group.episodes, scores, strict=True)
     )
     assert [each.reward for each in verified(replace(group, episodes=episodes))] == [0.5, 0.5]
+    watched = [
+        replace(each, score=Score(total=style, parts={"style": style}, watched={"math": truth}))
+        for each, style, truth in zip(group.episodes, (0.0, 1.0), (1.0, 0.0), strict=False)
+    ]
+    rewards = [each.reward for each in verified(replace(group, episodes=tuple(watched)))]
+    assert rewards == [1.0, 0.0], "the verifier says what is right, though it is only watched"
 
 
 def test_judgements_that_cannot_be_read_are_told_of_at_the_start() -> None:

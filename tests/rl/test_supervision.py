@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -27,6 +28,7 @@ from rl.reward_watch import RewardWatch
 from rl.rollout_seats import Offer, RemoteRollouts
 from rl.run_folder import RunFolder
 from rl.sample import supervised_sample
+from rl.self_critique import CritiqueState
 from rl.supervision import Restarts
 from rl.train import _reinforce, run_parts
 from rollout.errors import EngineError, StaleWeightsError
@@ -752,6 +754,8 @@ class Measured:
         self.resumed_from = Path("step_0")
         self.state = RunState(step=0, rollout_tokens=0, train_seconds=0.0, eval_before=eval_before)
         self.done: list[object] = []
+        self.critique: Any = None
+        self.saved: RunState | None = None
 
     async def engines(self) -> None:
         pass
@@ -765,6 +769,7 @@ class Measured:
 
     async def save(self) -> None:
         self.done.append(self.state.eval_before)
+        self.saved = self.state
 
     async def reinforce(self, before: dict[str, PassRate]) -> dict[str, PassRate]:
         return before
@@ -782,6 +787,19 @@ def test_a_run_that_goes_on_from_its_first_checkpoint_knows_what_was_measured_be
     again: Any = Measured(tmp_path, fresh.state.eval_before)
     assert asyncio.run(_reinforce(again)) == {"all": RATE}
     assert not again.done
+
+
+def test_a_run_goes_on_from_its_first_checkpoint_with_the_gate_as_it_was(tmp_path: Path) -> None:
+    run: Any = Measured(tmp_path, {})
+    judged = CritiqueState(against_start=((1.0, 0.5),))
+
+    async def evaluate_before() -> dict[str, PassRate]:
+        run.critique = SimpleNamespace(state=judged)  # what the measurement before RL fills
+        return {"all": RATE}
+
+    run.evaluate_before = evaluate_before
+    asyncio.run(_reinforce(run))
+    assert run.saved.critique is judged
 
 
 def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import AddedToken, AutoTokenizer
 
 from model.tiny import create_tiny
 from rewards.task import Message
@@ -34,6 +35,23 @@ def test_a_prompt_ends_where_the_policy_begins(renderer: Renderer) -> None:
     prompt_ids = renderer.prompt_ids(asked)
     assert renderer.prompt_ids(longer)[: len(prompt_ids)] == prompt_ids
     assert prompt_ids[-1] != renderer.eos_id and renderer.eos_id in prompt_ids
+
+
+def test_marks_that_are_not_special_are_split_for_strangers_too(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    renderer._tokenizer.save_pretrained(tmp_path)
+    marks = ["</think>", "<|tool_call_begin|>", "[/INST]"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in [*marks, "    "]])
+    tokenizer.save_pretrained(tmp_path)
+    own = Renderer(tmp_path)
+    said = [Message(role="user", content=f"a {mark}    b") for mark in marks]
+    for mark, message in zip(marks, said, strict=True):
+        token = tokenizer.convert_tokens_to_ids(mark)
+        assert token in own.prompt_ids([message])
+        (inert,) = own.inert([message])
+        assert token not in own.prompt_ids([inert]) and "    " in inert.content
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(renderer: Renderer, tmp_path: Path) -> None:
