@@ -21,7 +21,10 @@ _FENCE = regex.compile(r"^```\w*$", regex.MULTILINE)
 # A prompt that hands over a text to be worked on may be answered with that text.
 _MAY_REPEAT = regex.compile(
     r"\b(?:re-?write|repeat|copy|correct|fix|edit|proof-?read|translate|extract|quote|recite"
-    r"|echo|paraphrase|punctuat\w*|re-?phrase|transcribe|summari[sz]e|grammar)\b",
+    r"|echo|paraphrase|punctuat\w*|re-?phrase|transcribe|summari[sz]e|grammar|complete|finish"
+    r"|continue|capitali[sz]e)\b"
+    # A question that holds its answer: "Is it A or B?", "It is A, right?", "True or false: A".
+    r"|\bor\b[^.?!\n]*\?|\b(?:right|yes|no)\?|n['\u2019]t (?:\w+ )?\w+\?|\btrue or false\b",
     regex.IGNORECASE,
 )
 _FILLER = frozenset(
