@@ -1,5 +1,6 @@
 """From the comparisons of a group's answers to their rewards."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,18 +92,19 @@ def _share(group: Group, rate: float | None) -> float:
 
 
 def _violation(group: Group, place: int) -> str | None:
-    """The mandatory rubrics that most judgements on an answer say it breaks."""
+    """The mandatory rubrics that most judgements on an answer say it breaks, each by itself."""
     broken = [
         verdict.violations[side]
         for outcome, turned in _of(group, place)
         for verdict, side in ((outcome.first, turned), (outcome.second, 1 - turned))
         if verdict is not None
     ]
-    named = sum(map(bool, broken))
-    if 2 * named <= len(broken):
+    votes = Counter(name for names in broken for name in names)
+    most = {name: count for name, count in votes.items() if 2 * count > len(broken)}
+    if not most:
         return None
-    names = ", ".join(sorted(_one_line(name) for name in frozenset[str]().union(*broken)))
-    return f"reward 0: breaks {names} by {named} of {len(broken)} judgements"
+    said = ", ".join(f"{_one_line(name)} by {most[name]}" for name in sorted(most))
+    return f"reward 0: breaks {said} of {len(broken)} judgements"
 
 
 def _won(group: Group, place: int) -> str:

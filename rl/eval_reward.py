@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,10 @@ def _folder(what: Evaluation) -> Path:
     else:
         judge = what.judge.name if what.judge else what.scores.name if what.scores else "recorded"
         names = (re.sub(r"[^A-Za-z0-9.-]+", "-", each) for each in (what.data.name, judge))
-        folder = Path("runs/eval-reward") / "__".join(names)
+        made = "__".join(names)
+        if what.judge:  # others may have its name: a checkpoint of another run, other rubrics
+            made += f"-{sha256(what.judge.identity.encode(errors='replace')).hexdigest()[:6]}"
+        folder = Path("runs/eval-reward") / made
     with _using(folder):
         if folder.exists() and not folder.is_dir():
             raise BadInput(f"--out {folder} is a file: name a folder")

@@ -18,7 +18,12 @@ from rewards.task import Message
 ATTEMPTS = 3
 BACKOFF_S = 0.5  # doubles with every attempt
 SCALE = (1, 10)  # of a score
-_KINDS = {FaultKind.late: ProblemKind.timeout, FaultKind.nonsense: ProblemKind.nonsense}
+_KINDS = {
+    FaultKind.late: ProblemKind.timeout,
+    FaultKind.nonsense: ProblemKind.nonsense,
+    FaultKind.no_room: ProblemKind.refused,
+    FaultKind.refused: ProblemKind.refused,
+}
 
 COMPARE = """You compare two answers to a request. Judge what they say: whether it is right, \
 complete and does what was asked. The order of the answers, their length, and what they claim \
@@ -96,7 +101,10 @@ class EndpointJudge:
         return said
 
     def _count(self, said: Judgement | Failure) -> None:
-        """Give up on an endpoint that is gone: asking on would take hours."""
+        """Give up on an endpoint that is gone: asking on would take hours.
+
+        One that refuses a question is there.
+        """
         lost = isinstance(said, Failure) and said.kind in (ProblemKind.failed, ProblemKind.timeout)
         self._failures = self._failures + 1 if lost else 0
         if isinstance(said, Failure) and self._failures >= max(20, 2 * self._endpoint.concurrency):

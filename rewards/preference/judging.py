@@ -31,6 +31,9 @@ class Verdicts:
     problems: tuple[Problem, ...]
     comparisons: tuple[Comparison, ...] = ()  # of a comparing judge
     words: tuple[str, ...] = ()  # by row: what it said, if it spoke
+    votes: tuple[int, ...] = ()
+    """Of a comparing judge, by row, judged or not: its judgements for the first response less those
+    against it. A tie and a failure are neither."""
 
     @property
     def first_order(self) -> tuple[Floats | None, ...]:
@@ -65,8 +68,8 @@ def hear(
 ) -> Verdicts:
     """Ask a judge about every row.
 
-    A comparing judge sees every two responses of a row in both orders. A row is judged only if all
-    of its questions are answered.
+    A comparing judge sees every two responses of a row in both orders; orders whose verdicts differ
+    make a tie. A row is judged only if all of its questions are answered.
     """
     if judge.compares:
         return _compare(judge, rows, kept, progress, both_orders=both_orders)
@@ -106,8 +109,12 @@ def _compare(
     said = ask(judge, questions, kept, progress)
     problems = _problems(rows, [place for place, _, _ in asked], said)
     judged = [True] * len(rows)
-    for (place, _, _), answer in zip(asked, said, strict=True):
-        judged[place] &= isinstance(answer, Judgement)
+    votes = [0] * len(rows)
+    for (place, one, other), answer in zip(asked, said, strict=True):
+        if not isinstance(answer, Judgement):
+            judged[place] = False
+        elif 0 in (one, other):
+            votes[place] += _vote(answer.value) * (1 if one == 0 else -1)
     comparisons = []
     words = [""] * len(rows)
     for index, (place, one, other) in enumerate(shown):
@@ -125,26 +132,43 @@ def _compare(
         problems=problems,
         comparisons=tuple(comparisons),
         words=tuple(words),
+        votes=tuple(votes),
     )
 
 
 def _win_rates(
     judged: Sequence[bool], comparisons: Sequence[Comparison], like: Sequence[Floats | None]
 ) -> list[Floats | None]:
-    """The mean preference for each response over its comparisons; orders that disagree make 1/2."""
+    """The mean preference for each response over its comparisons."""
     sums = [np.zeros_like(each) if each is not None else None for each in like]
     for each in comparisons:
-        mean = each.preference
-        if each.swapped is not None:
-            mean = (mean + each.swapped) / 2
+        preference = _settle(each)
         table = sums[each.row]
         assert table is not None
-        table[each.first] += mean
-        table[each.second] += 1.0 - mean
+        table[each.first] += preference
+        table[each.second] += 1.0 - preference
     return [
         table / max(1, table.size - 1) if yes and table is not None else None
         for yes, table in zip(judged, sums, strict=True)
     ]
+
+
+def _settle(made: Comparison) -> float:
+    """The preference for `first`: the mean of both orders, or 1/2 if their verdicts differ.
+
+    So it is in training: a verdict that the order decides is none, and a tie in one order differs
+    from a verdict in the other.
+    """
+    if made.swapped is None:
+        return made.preference
+    if _vote(made.preference) != _vote(made.swapped):
+        return 0.5
+    return (made.preference + made.swapped) / 2
+
+
+def _vote(preference: float) -> int:
+    """1 for the response that is preferred, -1 for the other, 0 for a tie."""
+    return (preference > 0.5) - (preference < 0.5)
 
 
 def _problems(

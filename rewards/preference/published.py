@@ -28,13 +28,14 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Judged rows."""
+    """Judged rows, and all that were asked about."""
 
     rows: Sequence[Row]
     scores: Sequence[Floats]
     credit: Floats  # [R]
     comparisons: Comparisons
-    compared: bool = False  # by a judge that was shown two responses
+    asked: Sequence[Row]  # judged or not
+    votes: Sequence[int] = ()  # by row of `asked`, of a comparing judge; see `Verdicts.votes`
 
 
 def published(shape: Shape, judged: Judged) -> Published | None:
@@ -43,21 +44,26 @@ def published(shape: Shape, judged: Judged) -> Published | None:
     return made(judged) if made and judged.rows else None
 
 
-def _judgebench(judged: Judged) -> Published:
-    """Scores decide for B unless A's is higher; comparisons for none if they balance.
+def _judgebench(judged: Judged) -> Published | None:
+    """Scores decide for B unless A's is higher; comparisons by the votes of their orders.
 
-    (arXiv 2410.12784 and its code.)
+    (arXiv 2410.12784 and its code.) It is of all pairs. An order without a verdict has no vote;
+    for a pair without scores there is no rule, so then there is no figure.
     """
-    margin, good_first = judged.comparisons.margin, judged.comparisons.good_first
-    right = margin > 0
-    if not judged.compared:
-        right |= (margin == 0) & ~good_first
-    parts = {subset: float(right[rows].mean()) for subset, rows in _by_subset(judged.rows).items()}
+    if judged.votes:
+        good = np.array([row.quality[0] > row.quality[1] for row in judged.asked])
+        right = np.where(good, 1, -1) * np.array(judged.votes) > 0
+    elif len(judged.rows) == len(judged.asked):
+        margin, good_first = judged.comparisons.margin, judged.comparisons.good_first
+        right = (margin > 0) | ((margin == 0) & ~good_first)
+    else:
+        return None
+    parts = {subset: float(right[rows].mean()) for subset, rows in _by_subset(judged.asked).items()}
     return Published(
-        name="JudgeBench" if judged.compared else "JudgeBench, first order",
+        name="JudgeBench" if judged.votes else "JudgeBench, first order",
         value=float(right.mean()),
-        rule="a pair is right if more of its orders are right than wrong; a tie is wrong"
-        if judged.compared
+        rule="of all pairs, right if more orders are right than wrong; a tie and a failure are none"
+        if judged.votes
         else "score A > score B says A, anything else says B: a tie counts as B",
         parts=parts,
     )

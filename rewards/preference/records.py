@@ -40,6 +40,7 @@ class ProblemKind(StrEnum):
     no_scores = "row without recorded scores"
     failed = "judge failed"
     timeout = "judge timed out"
+    refused = "judge has no room for it, or refuses it"
     nonsense = "judgement that cannot be read"
     truncated = "input or answer of the judge truncated"
 

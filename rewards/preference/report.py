@@ -134,10 +134,11 @@ def make_report(data: str, judge: str, source: Preferences, said: Verdicts) -> J
     scores = [each for each in said.scores if each is not None]
     made = compare(rows, scores)
     earned = credits(source.shape, rows, scores, made)
-    judged = Judged(rows, scores, earned, made, compared=bool(said.comparisons))
+    judged = Judged(rows, scores, earned, made, source.rows, said.votes)
     problems = count_problems((*source.problems, *said.problems))
     position = position_bias(source.shape, said, made)
     orders = order_effects(said, rows, source.shape)
+    figure = published(source.shape, judged)
     return JudgeReport(
         data=data,
         judge=judge,
@@ -148,16 +149,16 @@ def make_report(data: str, judge: str, source: Preferences, said: Verdicts) -> J
         counts=CREDIT[source.shape],
         overall=_accuracy(earned, made),
         subsets=_subsets(rows, earned, made),
-        published=published(source.shape, judged),
+        published=figure,
         best_of_n=best_of_n(rows, scores) if source.shape is Shape.best_of_n else None,
-        scored=_scored(rows, scores) if source.shape is Shape.scored else None,
+        scored=_scored(rows, scores, said) if source.shape is Shape.scored else None,
         calibration=_calibration(made, said, fitted=False),
         calibration_fitted=_calibration(made, said, fitted=True),
         length=length_bias(made),
         position=position,
         orders=orders,
         truncated=sum(p.kind is ProblemKind.truncated for p in said.problems),
-        warnings=tuple(_warnings(source, rows, made, position, orders, problems)),
+        warnings=tuple(_warnings(source, judged, figure, position, orders, problems)),
         problems=problems,
         worst=_worst(rows, made, [said.words[p] if said.words else "" for p in places]),
         rows=_columns(rows, earned, made),
@@ -205,9 +206,17 @@ def _calibration(made: Comparisons, said: Verdicts, *, fitted: bool) -> Calibrat
     return calibrate(made.margin, fit_slope(made.margin) if fitted else 1.0)
 
 
-def _scored(rows: Sequence[Row], scores: Sequence[Floats]) -> ScoredFit:
-    said = np.concatenate(scores)
-    quality = np.array([value for row in rows for value in row.quality])
+def _scored(rows: Sequence[Row], scores: Sequence[Floats], by: Verdicts) -> ScoredFit | None:
+    """None if no response has a score: the only one of a prompt was compared with nothing."""
+    fits = [
+        (each, row.quality)
+        for row, each in zip(rows, scores, strict=True)
+        if not by.votes or each.size > 1
+    ]
+    if not fits:
+        return None
+    said = np.concatenate([each for each, _ in fits])
+    quality = np.array([value for _, values in fits for value in values])
     levels = np.unique(quality)
     two = levels.size == 2
     return ScoredFit(
@@ -220,17 +229,21 @@ def _scored(rows: Sequence[Row], scores: Sequence[Floats]) -> ScoredFit:
 
 def _warnings(
     source: Preferences,
-    rows: Sequence[Row],
-    made: Comparisons,
+    judged: Judged,
+    figure: Published | None,
     position: PositionBias | None,
     orders: Orders | None,
     problems: Sequence[ProblemCount],
 ) -> list[str]:
     """What must be read before any figure."""
     found = []
+    made = judged.comparisons
     count = {problem.kind: problem.count for problem in problems}
-    if left := len(source.rows) - len(rows):
-        found.append(f"{left} of {len(source.rows)} rows are not judged and in no figure")
+    if left := len(source.rows) - len(judged.rows):
+        what = f"{left} of {len(source.rows)} rows are not judged and in no figure"
+        if source.shape is Shape.judgebench:
+            what += " but JudgeBench's own" if figure else "; JudgeBench's own is of all: not given"
+        found.append(what)
     if count.get(ProblemKind.truncated):
         number = count[ProblemKind.truncated]
         found.append(f"{number} inputs or answers of the judge were TRUNCATED")

@@ -83,6 +83,28 @@ def test_half_of_the_judgements_are_not_most() -> None:
     assert found.rewards[3] == 1.0 and "breaks" not in found.why[3]
 
 
+def test_what_is_mandatory_is_broken_by_most_judgements_on_itself() -> None:
+    brief = Rubric(name="brief", text="It is brief.", mandatory=True)
+    fair = Rubric(name="fair", text="It is fair.", mandatory=True)
+
+    def rude(named: list[list[str]]) -> GroupRanking:
+        """The highest number is blamed for these, in one judgement after the other."""
+        left = iter(named)
+
+        def says(one: int, other: int) -> str:
+            broken = {"A": next(left) if one == 3 else [], "B": next(left) if other == 3 else []}
+            names = ("true", "polite", "brief", "fair")
+            return verdict("A" if one > other else "B", *names, violations=broken)
+
+        return rank(says, answers(4), (TRUE, POLITE, brief, fair))
+
+    each_twice = rude([["polite"], ["brief"], ["fair"]] * 2)
+    assert each_twice.rewards[3] == 1.0 and "breaks" not in each_twice.why[3]
+    two = rude([["brief", "polite"]] * 4 + [["polite"], ["fair"]])
+    assert two.rewards[3] == 0.0
+    assert two.why[3].startswith("reward 0: breaks brief by 4, polite by 5 of 6 judgements; won")
+
+
 def test_a_rubric_of_the_task_is_asked_about_as_well() -> None:
     def says(one: int, other: int) -> str:
         return verdict("A" if one > other else "B", "true", "kind")

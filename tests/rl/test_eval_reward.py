@@ -1,6 +1,7 @@
 """`temper eval-reward` from files to tables, JSON and pages."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,6 +161,78 @@ def test_an_endpoint_that_fails_for_some_is_told_and_asked_again(
         server.server_close()
     assert json.loads(out)["judged"] == 9
     assert asked - before == nonsense["count"]
+
+
+def test_what_an_endpoint_refuses_is_told_however_much_it_is(
+    eval_reward: Any, tmp_path: Path
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            status, reply = 400, b"This model's maximum context length is 8192 tokens."
+            if "long" not in json.loads(body)["messages"][1]["content"]:
+                choice = {"message": {"content": '{"better": "A"}'}}
+                status, reply = 200, json.dumps({"choices": [choice]}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    rows = [{"prompt": f"long {n}", "chosen": "x", "rejected": "y"} for n in range(15)]
+    rows.append({"prompt": "short", "chosen": "x", "rejected": "y"})
+    data = write(tmp_path / "d.jsonl", rows)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        for _ in range(2):  # the second time only those that are refused are asked about
+            code, out, _ = eval_reward(
+                data, "--judge", url, "model=m", "concurrency=4", "--out", "o", "--json"
+            )
+            found = json.loads(out)
+            assert code == 0 and found["judged"] == 1
+            assert [(each["kind"], each["count"]) for each in found["problems"]] == [
+                ("refused", 30)
+            ]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_judges_of_one_name_have_folders_of_their_own(eval_reward: Any, tmp_path: Path) -> None:
+    folders = []
+    for name, worth in (("one", "len(response)"), ("two", "-len(response)"), ("one", "0")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        path = tmp_path / name / "mine.py"
+        if not path.exists():
+            path.write_text(f"def score(prompt, response):\n    return {worth}\n")
+        code, out, _ = eval_reward(str(PAIRS), "--judge", f"{name}/mine.py:score", "--json")
+        assert code == 0
+        folders.append(Path(json.loads(out)["files"]["result"]).parent)
+    one, two, again = folders
+    assert one != two and again == one
+    made = sorted(each.name for each in (tmp_path / "runs" / "eval-reward").iterdir())
+    assert made == sorted([one.name, two.name])
+    assert all(re.fullmatch(r"pairs\.jsonl__mine\.py-score-[0-9a-f]{6}", each) for each in made)
+
+
+def test_a_judge_that_ties_in_one_order_has_ties(eval_reward: Any, tmp_path: Path) -> None:
+    rows = judgebench()
+    right = [row["response_A" if row["label"] == "A>B" else "response_B"] for row in rows]
+    differ = sum(row["response_A"] != row["response_B"] for row in rows)
+    (tmp_path / "mine.py").write_text(
+        f"RIGHT = {right!r}\n"
+        "def timid(prompt, a, b):\n    return 'A' if a in RIGHT and a != b else 'tie'\n"
+    )
+    code, out, _ = eval_reward(str(PAIRS), "--judge", "mine.py:timid", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["overall"]["accuracy"]["value"] == 0.5
+    assert found["overall"]["ties"] == 9
+    assert found["orders"]["consistent"]["count"] == 9 - differ
+    assert found["published"]["value"] == pytest.approx(differ / 9)  # a verdict beside a tie
 
 
 def test_a_reward_model_on_preferences(eval_reward: Any, tmp_path: Path) -> None:

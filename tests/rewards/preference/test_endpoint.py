@@ -34,13 +34,14 @@ class Server:
             running = 0
 
             def do_POST(self) -> None:
-                Handler.running += 1
-                server.most_at_once = max(server.most_at_once, Handler.running)
                 try:
                     body = self.rfile.read(int(self.headers["Content-Length"]))
                     server.requests.append(json.loads(body) | {"path": self.path})
                     server.headers.append(dict(self.headers))
+                    Handler.running += 1
+                    server.most_at_once = max(server.most_at_once, Handler.running)
                     status, reply = server.answer(server.requests[-1], len(server.requests))
+                    Handler.running -= 1  # before its client hears, and sends the next one
                     self.send_response(status)
                     self.send_header("Content-Length", str(len(reply)))
                     self.end_headers()
@@ -50,8 +51,6 @@ class Server:
                     self.wfile.write(b"" if server.drip else reply)
                 except OSError:
                     pass  # the client has left
-                finally:
-                    Handler.running -= 1
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -148,6 +147,8 @@ def test_an_endpoint_that_drips_is_late_too(server: Server) -> None:
         (500, b"oops", ProblemKind.failed, 3),
         (429, b"slow down", ProblemKind.failed, 6),
         (404, b"no such model", ProblemKind.failed, 1),
+        (400, b"maximum context length is 8192 tokens", ProblemKind.refused, 1),
+        (400, b"filtered by the content management policy", ProblemKind.refused, 1),
     ],
 )
 def test_nonsense_is_asked_again_then_told(
@@ -177,6 +178,13 @@ def test_an_endpoint_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RewardError, match=r"failed 20 times in a row.*to go on"):
         list(judge_of_many)
     assert time.monotonic() - start < 60
+
+
+def test_an_endpoint_that_refuses_questions_is_not_gone(server: Server) -> None:
+    server.answer = lambda request, number: (400, b"maximum context length is 8192 tokens")
+    found = said(EndpointJudge(Endpoint(url=server.url, model="m", concurrency=4)), questions(30))
+    kinds = {each.kind for each in found if isinstance(each, Failure)}
+    assert kinds == {ProblemKind.refused} and len(server.requests) == 30
 
 
 def test_scores_of_single_answers(server: Server) -> None:

@@ -92,6 +92,41 @@ def test_a_judge_that_always_says_a_decides_nothing(tmp_path: Path) -> None:
     assert lists(once) == [[1.0, 0.0], [0.0, 1.0]]
 
 
+def test_a_tie_in_one_order_only_is_a_tie(tmp_path: Path) -> None:
+    path = tmp_path / "judge.py"
+    path.write_text("def timid(prompt, a, b):\n    return 'A' if a == 'good' else 'tie'\n")
+    rows = [row("1", "good", "bad"), row("2", "bad", "good")]
+    said = judged(FunctionJudge(path, "timid"), rows, tmp_path)
+    assert lists(said) == [[0.5, 0.5], [0.5, 0.5]]
+    assert said.votes == (1, -1)
+    assert [each.tolist() for each in said.first_order if each is not None] == [[1, 0], [0.5, 0.5]]
+
+
+def test_degrees_count_only_where_both_orders_agree(tmp_path: Path) -> None:
+    path = tmp_path / "judge.py"
+    path.write_text(
+        "def first(prompt, a, b):\n    return 0.95 if a == 'x' else 0.6\n"
+        "def truly(prompt, a, b):\n    return 0.9 if a == 'x' else 0.3\n"
+    )
+    rows = [row("1", "x", "y"), row("2", "y", "x")]
+    said = judged(FunctionJudge(path, "first"), rows, tmp_path)
+    assert lists(said) == [[0.5, 0.5], [0.5, 0.5]] and said.votes == (0, 0)
+    said = judged(FunctionJudge(path, "truly"), rows, tmp_path)
+    assert said.votes == (2, -2)
+    assert said.scores[0] is not None and said.scores[1] is not None
+    assert said.scores[0].tolist() == pytest.approx([0.8, 0.2])
+    assert said.scores[1].tolist() == pytest.approx([0.2, 0.8])
+
+
+def test_an_order_that_failed_has_no_vote(tmp_path: Path) -> None:
+    path = tmp_path / "judge.py"
+    path.write_text("def half(prompt, a, b):\n    return {'x': 'A', 'z': 'B'}[a]\n")
+    rows = [row("1", "x", "y"), row("2", "y", "x"), row("3", "x", "z")]
+    said = judged(FunctionJudge(path, "half"), rows, tmp_path)
+    assert lists(said) == [None, None, [1.0, 0.0]]
+    assert said.votes == (1, -1, 2)
+
+
 def test_the_order_of_answers_changes_nothing(tmp_path: Path) -> None:
     rows = [row("1", "a", "b"), row("2", "b", "c"), row("3", "c", "a")]
     first = judged(Listed("abc"), rows, tmp_path / "one")

@@ -24,7 +24,7 @@ def row(id: str, good: list[int], subset: str = "", swapped: bool = False) -> Ro
 def figure(shape: Shape, rows: list[Row], scores: list[list[float]]) -> Published:
     arrays = [np.array(each, dtype=float) for each in scores]
     made = compare(rows, arrays)
-    found = published(shape, Judged(rows, arrays, credits(shape, rows, arrays, made), made))
+    found = published(shape, Judged(rows, arrays, credits(shape, rows, arrays, made), made, rows))
     assert found is not None
     return found
 
@@ -36,12 +36,38 @@ def test_judgebench_counts_a_tie_for_b() -> None:
     assert found.parts == {"Math": 0.5, "Coding": 0.0}
 
 
+def voted(rows: list[Row], votes: list[int], asked: list[Row]) -> Published:
+    scores = [np.array([0.5, 0.5])] * len(rows)
+    judged = Judged(rows, scores, np.full(len(rows), 0.5), compare(rows, scores), asked, votes)
+    found = published(Shape.judgebench, judged)
+    assert found is not None
+    return found
+
+
 def test_judgebench_in_both_orders_has_ties() -> None:
     rows = [row("b", [0, 1], "Math")]
-    scores = [np.array([0.5, 0.5])]
-    made = compare(rows, scores)
-    found = published(Shape.judgebench, Judged(rows, scores, np.array([0.5]), made, compared=True))
-    assert found is not None and found.value == 0.0
+    assert voted(rows, [0], rows).value == 0.0
+
+
+def test_judgebench_counts_a_verdict_beside_a_tie() -> None:
+    rows = [row("a", [1, 0], "Math"), row("b", [0, 1], "Math"), row("c", [0, 1], "Coding")]
+    found = voted(rows, [1, -1, 1], rows)
+    assert found.parts == {"Math": 1.0, "Coding": 0.0} and found.value == pytest.approx(2 / 3)
+
+
+def test_judgebench_is_of_all_pairs() -> None:
+    rows = [row("a", [1, 0], "Math"), row("b", [0, 1], "Math"), row("c", [0, 1], "Coding")]
+    found = voted(rows[:1], [2, 0, -1], rows)
+    assert found.value == pytest.approx(2 / 3)
+    assert found.parts == {"Math": 0.5, "Coding": 1.0}
+
+
+def test_judgebench_has_no_figure_for_pairs_without_scores() -> None:
+    rows = [row("a", [1, 0]), row("b", [0, 1])]
+    scores = [np.array([1.0, 0.0])]
+    made = compare(rows[:1], scores)
+    judged = Judged(rows[:1], scores, np.array([1.0]), made, rows)
+    assert published(Shape.judgebench, judged) is None
 
 
 def test_reward_bench_weighs_math_like_code() -> None:

@@ -73,6 +73,21 @@ def test_a_row_without_a_judgement_is_in_no_figure_and_told() -> None:
         report([row("a")], [None])
 
 
+def test_judgebench_says_what_its_own_figure_is_of() -> None:
+    found = report([row("a"), row("b")], [[2, 1], None])
+    assert found.published is None
+    assert any("JudgeBench's own is of all: not given" in each for each in found.warnings)
+    said = Verdicts(
+        scores=(np.array([1.0, 0.0]), None),
+        problems=(),
+        comparisons=(Comparison(row=0, first=0, second=1, preference=1.0, swapped=1.0),),
+        votes=(2, 1),
+    )
+    found = make_report("data", "judge", source([row("a"), row("b")]), said)
+    assert found.published is not None and found.published.value == 1.0
+    assert any("in no figure but JudgeBench's own" in each for each in found.warnings)
+
+
 def test_a_recorded_judge_that_always_says_a_is_called_out() -> None:
     rows = [row(str(n), (1.0, 0.0) if n % 2 else (0.0, 1.0)) for n in range(20)]
     found = report(rows, [[1, 0]] * 20)
@@ -111,7 +126,8 @@ def test_orders_of_a_comparing_judge() -> None:
         Comparison(row=2, first=0, second=1, preference=0.0, swapped=0.0),  # wrong twice
     )
     scores = (np.array([1.0, 0.0]), np.array([0.5, 0.5]), np.array([0.0, 1.0]))
-    said = Verdicts(scores=scores, problems=(), comparisons=comparisons, words=("w", "v", "u"))
+    said = Verdicts(scores=scores, problems=(), comparisons=comparisons, votes=(2, 0, -2))
+    said = replace(said, words=("w", "v", "u"))
     found = make_report("data", "judge", source(rows), said)
     assert found.orders is not None
     assert found.orders.consistent.count == 2
@@ -133,6 +149,20 @@ def test_scored_rows_of_one_prompt_are_compared() -> None:
     assert found.scored is not None
     assert found.scored.spearman == pytest.approx(0.5)
     assert found.scored.area_under_curve is None
+
+
+def test_a_response_that_was_compared_with_none_has_no_win_rate() -> None:
+    rows = [row("a", (3.0, 1.0)), row("b", (9.0,))]
+    comparisons = (Comparison(row=0, first=0, second=1, preference=1.0, swapped=1.0),)
+    scores = (np.array([1.0, 0.0]), np.array([0.0]))
+    said = Verdicts(scores=scores, problems=(), comparisons=comparisons, votes=(2, 0))
+    found = make_report("data", "judge", source(rows, Shape.scored), said).scored
+    assert found is not None and found.responses == 2
+    assert found.pearson == pytest.approx(1.0)
+    alone = Verdicts(scores=scores[1:], problems=(), votes=(0,))
+    assert make_report("data", "judge", source(rows[1:], Shape.scored), alone).scored is None
+    scored = report(rows, [[1, 0], [0]], Shape.scored).scored
+    assert scored is not None and scored.responses == 3
 
 
 def test_rows_in_which_nothing_can_be_decided_are_left_out() -> None:
