@@ -180,8 +180,7 @@ class RemoteRollouts:
             raise self._failure
 
     async def failed(self) -> None:
-        """Wait for what ends the supervision, if anything does, and raise it: nobody may be waiting
-        for a worker then."""
+        """Wait for what ends the supervision, if anything does, and raise it."""
         await self._failed.wait()
         self.check()
 

@@ -219,6 +219,7 @@ def test_spread_learner_goes_on_with_another_number_of_shards(start: Path, tmp_p
     assert config["quantization_config"]["format"] == "pack-quantized"
 
 
+@pytest.mark.long
 def test_another_network_trains_through_the_same_learner(start: Path, tmp_path: Path) -> None:
     """Qwen3 with a tied head, made here from its config, with the tokenizer of the tiny K2."""
     torch.manual_seed(0)
